@@ -1,0 +1,245 @@
+"""Run a program: the only place in the package that starts a process.
+
+Lines are streamed as they come, whatever bytes they hold; the child never outlives us; its own wall time, CPU time
+and peak memory are measured by the kernel (``wait4``), not guessed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: What a program's standard output and error are handed to, one line at a time, without the line end.
+LineSink = Callable[[str], None]
+
+#: Called a few times a second with the resident memory of a running program, in bytes.
+MemorySink = Callable[[int], None]
+
+#: Lines of output kept for messages that explain a failure.
+TAIL_LINES = 200
+
+_GRACE = 5.0
+"""Seconds between SIGTERM and SIGKILL for a child that we stop."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class ProgramRun:
+    """How one program ran.
+
+    Attributes
+    ----------
+    argv : tuple of str
+        The command as typed.
+    returncode : int
+        Exit status, or minus the signal number.
+    wall, cpu : float
+        Seconds.
+    peak_memory : int
+        Largest resident set of the program, in bytes.
+    tail : tuple of str
+        The last lines it printed.
+    oom_kills : int
+        Processes of our control group killed by the kernel for memory while it ran.
+    """
+
+    argv: tuple[str, ...]
+    returncode: int
+    wall: float
+    cpu: float
+    peak_memory: int
+    tail: tuple[str, ...] = ()
+    oom_kills: int = 0
+
+    @property
+    def name(self) -> str:
+        """Base name of the program; for ``python -m module`` the module."""
+        if "-m" in self.argv[:3]:
+            return self.argv[self.argv.index("-m") + 1]
+        return Path(self.argv[0]).name
+
+    @property
+    def signal(self) -> str:
+        """Name of the signal that killed it, or an empty string."""
+        return signal.Signals(-self.returncode).name if self.returncode < 0 else ""
+
+    @property
+    def outcome(self) -> str:
+        """``exit status 0`` or ``killed by SIGKILL``."""
+        return f"killed by {self.signal}" if self.returncode < 0 else f"exit status {self.returncode}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, without the output."""
+        return {
+            "program": self.name,
+            "argv": list(self.argv),
+            "exit_status": self.returncode if self.returncode >= 0 else None,
+            "signal": self.signal or None,
+            "wall_s": round(self.wall, 3),
+            "cpu_s": round(self.cpu, 3),
+            "peak_memory_bytes": self.peak_memory,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.outcome}, {self.wall:.1f} s wall, {self.cpu:.1f} s CPU, "
+            f"{self.peak_memory / 1e6:.0f} MB peak"
+        )
+
+
+def find(program: str, path: str) -> str | None:
+    """Locate a program on ``path``, then among the scripts of the running Python.
+
+    Parameters
+    ----------
+    program : str
+        Name, for example ``calcos``.
+    path : str
+        Directories as in ``PATH``.
+
+    Returns
+    -------
+    str or None
+        Absolute path, or None when it is not installed.
+    """
+    # A virtual environment need not be activated for its caldp-process to find its calcos.
+    return shutil.which(program, path=path) or shutil.which(program, path=sysconfig.get_path("scripts"))
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    on_line: LineSink,
+    on_memory: MemorySink | None = None,
+) -> ProgramRun:
+    """Run a program to its end.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Program and arguments; no shell is involved.
+    cwd : Path
+        Directory it runs in.
+    env : mapping
+        Its whole environment.
+    on_line : callable
+        Receives each line of standard output and error, decoded as UTF-8 with replacement.
+    on_memory : callable, optional
+        Receives the resident memory in bytes while it runs.
+
+    Returns
+    -------
+    ProgramRun
+
+    Raises
+    ------
+    OSError
+        If the program cannot be started.
+
+    Notes
+    -----
+    Any exception raised meanwhile (an interrupt, a full disk under the log) stops the child before it is passed on.
+    """
+    kills = _oom_kills()
+    started = time.monotonic()
+    tail: list[str] = []
+    process = subprocess.Popen(  # noqa: S603 - argv comes from the recipe table, never from a shell
+        list(argv),
+        cwd=cwd,
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches us first, so that the state is written before the child ends
+        preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+    )
+    assert process.stdout is not None  # noqa: S101 - for the type checker: stdout is a pipe
+    stop = threading.Event()
+    sampler = threading.Thread(target=_sample, args=(process.pid, on_memory, stop), daemon=True)
+    try:
+        if on_memory is not None:
+            sampler.start()
+        for raw in process.stdout:
+            line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
+            tail.append(line)
+            del tail[:-TAIL_LINES]
+            on_line(line)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    except BaseException:
+        _stop(process)
+        raise
+    finally:
+        stop.set()
+        process.stdout.close()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return ProgramRun(
+        argv=tuple(argv),
+        returncode=process.returncode,
+        wall=time.monotonic() - started,
+        cpu=usage.ru_utime + usage.ru_stime,
+        peak_memory=usage.ru_maxrss * unit,
+        tail=tuple(tail),
+        oom_kills=_oom_kills() - kills,
+    )
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """Return what a child calls before exec, so that it is killed when we are (even by SIGKILL)."""
+    import ctypes  # here: it costs every caldp --help a few milliseconds
+
+    prctl = ctypes.CDLL(None).prctl
+
+    def arm() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return arm
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a child and all it started, politely first, and wait for it."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signum)
+        try:
+            process.wait(_GRACE)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _sample(pid: int, on_memory: MemorySink | None, stop: threading.Event) -> None:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        while on_memory is not None and not stop.wait(0.5):
+            on_memory(process.memory_info().rss)
+
+
+def _oom_kills() -> int:
+    """Count processes of this control group that the kernel killed for memory (cgroup v2, then v1)."""
+    for name, key in (
+        ("/sys/fs/cgroup/memory.events", "oom_kill"),
+        ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path(name).read_text().splitlines():
+                field, _, value = line.partition(" ")
+                if field == key:
+                    return int(value)
+    return 0
