@@ -1,0 +1,250 @@
+"""Everything a run depends on: the only reader of the environment and of the caldp-config-* scripts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sysconfig
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caldp import programs
+from caldp.errors import UsageError
+
+DEFAULT_CONFIG = "caldp-config-onsite"
+
+#: Environment variables that must reach neither a program nor a log.
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_KEY|_AUTH$", re.IGNORECASE)
+
+_CONTEXT = re.compile(r"hst_\d{4}\.pmap|hst-(operational|edit|latest)")
+
+_TYPE_OVERRIDE = re.compile(r"([A-Za-z0-9]{2,8})=(.+)")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a run.
+
+    Attributes
+    ----------
+    name : str
+        The config as the user named it.
+    script : Path
+        The script that was sourced.
+    script_sha256 : str
+        Its content.
+    crds_path : Path
+        CRDS cache.
+    crds_server_url : str
+        CRDS server; one with ``serverless`` in it means none.
+    crds_readonly : bool
+        The cache is shared and must not be written.
+    crds_context : str
+        Context to use, or empty for the operational one of the cache.
+    allow_bad_references : bool
+        Calibrate even with references on the CRDS list of known bad files.
+    overrides : tuple of (str, Path)
+        Reference files that replace the best ones, by upper-case type.
+    home : Path
+        Where scratch files go.
+    system_version : str
+        Version of the surrounding system (``CSYS_VER``), for the headers.
+    preview_jobs : int
+        Preview programs run at a time.
+    environment : mapping
+        Environment of the programs we start; secrets left out.
+    secrets : tuple of str
+        Values that logs must not show.
+    """
+
+    name: str
+    script: Path
+    script_sha256: str
+    crds_path: Path
+    crds_server_url: str
+    crds_readonly: bool
+    crds_context: str
+    allow_bad_references: bool
+    overrides: tuple[tuple[str, Path], ...]
+    home: Path
+    system_version: str
+    aws_dp_version: str
+    aws_system_version: str
+    preview_jobs: int
+    environment: Mapping[str, str] = field(repr=False, compare=False)
+    secrets: tuple[str, ...] = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the manifest records of the settings: no environment, no secrets."""
+        return {
+            "name": self.name,
+            "script_sha256": self.script_sha256,
+            "crds_path": str(self.crds_path),
+            "crds_server_url": self.crds_server_url,
+            "crds_readonly": self.crds_readonly,
+            "crds_context": self.crds_context,
+            "allow_bad_references": self.allow_bad_references,
+            "overrides": {kind: str(path) for kind, path in self.overrides},
+            "system_version": self.system_version,
+            "sha256": self.sha256,
+        }
+
+    @property
+    def sha256(self) -> str:
+        """Identify these settings."""
+        material = [
+            self.script_sha256,
+            str(self.crds_path),
+            self.crds_server_url,
+            self.crds_readonly,
+            self.crds_context,
+            self.allow_bad_references,
+            [(kind, str(path)) for kind, path in self.overrides],
+            self.system_version,
+        ]
+        return hashlib.sha256(json.dumps(material).encode()).hexdigest()
+
+    def program_environment(self, **extra: str) -> dict[str, str]:
+        """Return the whole environment of a program we start.
+
+        Parameters
+        ----------
+        **extra : str
+            Variables to add, for example ``lref``.
+
+        Returns
+        -------
+        dict
+        """
+        return {**self.environment, **extra}
+
+
+def load(
+    name: str = DEFAULT_CONFIG,
+    *,
+    context: str = "",
+    overrides: tuple[str, ...] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Source a config script and read the settings.
+
+    Parameters
+    ----------
+    name : str
+        Name of a script on PATH or beside caldp-process, or the path of a custom one.
+    context : str
+        CRDS context of the command line; wins over all.
+    overrides : tuple of str
+        ``TYPE=FILE`` of the command line.
+    environ : mapping, optional
+        Environment of the caller; default ``os.environ``.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    UsageError
+        If there is no such script, it fails, or a setting makes no sense.
+    """
+    caller = dict(os.environ if environ is None else environ)
+    script = _find_script(name, caller.get("PATH", ""))
+    env = _source(script, caller)
+    chosen = context or env.get("CRDS_CONTEXT", "")
+    if chosen and not _CONTEXT.fullmatch(chosen):
+        raise UsageError(f"{chosen!r} is not a CRDS context", remedy="give one like hst_0729.pmap")
+    crds_path = env.get("CRDS_PATH")
+    if not crds_path:
+        raise UsageError(
+            f"{name} sets no CRDS_PATH", remedy="export CRDS_PATH=<CRDS cache>, or use caldp-config-onsite or -offsite"
+        )
+    secrets = tuple(v for k, v in env.items() if _SECRET.search(k) and len(v) >= 6)
+    clean = {k: v for k, v in env.items() if not _SECRET.search(k) and not k.startswith("BASH_FUNC_")}
+    home = env.get("CALDP_HOME", "")
+    crds = {
+        "CRDS_PATH": str(Path(crds_path).expanduser().absolute()),
+        "CRDS_OBSERVATORY": "hst",
+        "CRDS_SERVER_URL": env.get("CRDS_SERVER_URL", ""),
+        "CRDS_READONLY_CACHE": _switch(env, "CRDS_READONLY_CACHE"),
+    }
+    return Config(
+        name=name,
+        script=script,
+        script_sha256=hashlib.sha256(script.read_bytes()).hexdigest(),
+        crds_path=Path(crds["CRDS_PATH"]),
+        crds_server_url=crds["CRDS_SERVER_URL"],
+        crds_readonly=crds["CRDS_READONLY_CACHE"] == "1",
+        crds_context=chosen,
+        allow_bad_references=_switch(env, "CRDS_ALLOW_BAD_REFERENCES") == "1",
+        overrides=tuple(_parse_override(o) for o in overrides),
+        home=Path(home if home not in ("", "none") else ".").expanduser().absolute(),
+        system_version=env.get("CSYS_VER", "UNDEFINED"),
+        aws_dp_version=env.get("AWSDPVER", "UNDEFINED"),
+        aws_system_version=env.get("AWSYSVER", "UNDEFINED"),
+        preview_jobs=_count(env, "CALDP_PREVIEW_JOBS", 2),
+        environment={**clean, **crds, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"},
+        secrets=secrets,
+    )
+
+
+def _find_script(name: str, path: str) -> Path:
+    if "/" in name:
+        candidates = [Path(name).expanduser()]
+    else:
+        folders = [*path.split(os.pathsep), sysconfig.get_path("scripts"), "."]
+        candidates = [Path(folder) / name for folder in folders if folder]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.absolute()
+    raise UsageError(
+        f"no config script {name!r} on PATH or at that path",
+        remedy="use caldp-config-onsite, caldp-config-offsite, caldp-config-aws or the path of your own script",
+    )
+
+
+def _source(script: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment as it is after ``source script``."""
+    bash = shutil.which("bash", path=env.get("PATH", os.defpath)) or shutil.which("bash", path=os.defpath)
+    if bash is None:
+        raise UsageError("bash is not installed, so no config script can be sourced", remedy="install bash")
+    with tempfile.NamedTemporaryFile(prefix="caldp-config-") as out:
+        command = 'source "$1" && exec env -0 > "$2"'
+        done = programs.run(
+            [bash, "-c", command, "caldp-config", str(script), out.name], cwd=Path(), env=env, on_line=lambda _: None
+        )
+        if done.returncode != 0:
+            last = f": {done.tail[-1]}" if done.tail else ""
+            raise UsageError(f"sourcing {script} failed ({done.outcome}){last}", remedy="correct that script")
+        listing = Path(out.name).read_bytes().decode("utf-8", errors="surrogateescape")
+    pairs = (item.partition("=") for item in listing.split("\0") if item)
+    return {key: value for key, _, value in pairs if key not in ("_", "SHLVL")}
+
+
+def _parse_override(text: str) -> tuple[str, Path]:
+    match = _TYPE_OVERRIDE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"--override {text!r} is not TYPE=FILE", remedy="write for example --override FLUXTAB=my_phot.fits")
+    path = Path(match[2]).expanduser().absolute()
+    if not path.is_file():
+        raise UsageError(f"--override {match[1]}: there is no file {path}", remedy="give the path of a reference file")
+    return match[1].upper(), path
+
+
+def _switch(env: Mapping[str, str], name: str) -> str:
+    return "1" if env.get(name, "").strip().lower() in ("1", "true", "yes", "on") else "0"
+
+
+def _count(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise UsageError(f"{name}={text!r} is not a positive number", remedy=f"export {name}={default}")
+    return int(text)

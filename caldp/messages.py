@@ -1,0 +1,218 @@
+"""The state of a dataset, which can only move forward, and the folders that show it.
+
+``messages/status/<dataset>.json`` is the truth.  It moves upwards in (attempt, rank) by compare-and-swap, so late or
+repeated news of an older attempt change nothing.  The folders of the README (``messages/datasets-processed/...``)
+are written after it and can be made again from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from caldp.errors import BusyError, CaldpError
+from caldp.store import ConflictError, Create, Store, Update
+
+#: State -> (rank within an attempt, folder under ``messages/``).
+STATES: dict[str, tuple[int, str]] = {
+    "placed": (10, ""),
+    "submitted": (20, "dataset-submitted"),
+    "processing": (30, "dataset-processing"),
+    "error": (40, "dataset-error"),
+    "cancelled": (50, "dataset-cancelled"),
+    "processed": (60, "datasets-processed"),
+    "synced": (70, "dataset-synced"),
+    "archived": (80, "dataset-archived"),
+}
+
+#: Entries of history kept in a status.
+HISTORY = 50
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where one dataset stands.
+
+    Attributes
+    ----------
+    dataset : str
+        Its name.
+    attempt : int
+        1, 2, ...
+    state : str
+        A key of ``STATES``.
+    reason : str
+        Why, in one line.
+    exit_code : int or None
+        Exit status of the run that ended.
+    run : str
+        The run that wrote it.
+    by : str
+        Host and process.
+    at : str
+        When, ISO 8601 in UTC.
+    history : tuple of dict
+        Earlier states, oldest first.
+    """
+
+    dataset: str
+    attempt: int
+    state: str
+    run: str = ""
+    reason: str = ""
+    exit_code: int | None = None
+    by: str = ""
+    at: str = ""
+    history: tuple[dict[str, Any], ...] = field(default=())
+
+    @property
+    def rank(self) -> int:
+        """Rank of the state within its attempt."""
+        return STATES[self.state][0]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What decides which of two statuses is the later one."""
+        return self.attempt, self.rank
+
+    @property
+    def done(self) -> bool:
+        """Whether products were published."""
+        return self.rank >= STATES["processed"][0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**asdict(self), "rank": self.rank, "history": list(self.history)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Status:
+        """Read the JSON form; unknown fields are ignored."""
+        known = {k: record[k] for k in cls.__dataclass_fields__ if k in record}
+        return cls(**{**known, "history": tuple(record.get("history", ()))})
+
+    def __str__(self) -> str:
+        return f"{self.dataset}: {self.state}, attempt {self.attempt}" + (f" ({self.reason})" if self.reason else "")
+
+
+def now() -> str:
+    """Return the present in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def status_key(dataset: str) -> str:
+    """Key of a dataset's status."""
+    return f"messages/status/{dataset}.json"
+
+
+def read(store: Store, dataset: str) -> Status | None:
+    """Read the status of a dataset, or None when it has none."""
+    return _read(store, dataset)[0]
+
+
+def begin(store: Store, dataset: str, run: str) -> Status:
+    """Start the next attempt; the caller owns the dataset, so an attempt still "processing" is a dead run's.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+    dataset : str
+        Its name.
+    run : str
+        Identifies the run that begins.
+
+    Returns
+    -------
+    Status
+        The processing status, already written and projected.
+    """
+    last = read(store, dataset)
+    waiting = last is not None and last.rank < STATES["processing"][0]
+    attempt = 1 if last is None else last.attempt if waiting else last.attempt + 1
+    status, written = advance(store, Status(dataset, attempt, "processing", run=run))
+    if not written:
+        raise BusyError(f"{dataset}: attempt {attempt} was begun by another run", remedy="wait for it to end")
+    return status
+
+
+def advance(store: Store, status: Status) -> tuple[Status, bool]:
+    """Move a dataset's status upwards.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+    status : Status
+        The new state; its time, owner and history are filled in here.
+
+    Returns
+    -------
+    status : Status
+        What is now stored.
+    written : bool
+        False when the stored status was already as high or higher: nothing was changed.
+    """
+    status = replace(status, at=status.at or now(), by=status.by or f"{socket.gethostname()}:{os.getpid()}")
+    while True:
+        current, etag = _read(store, status.dataset)
+        if current is not None and status.order <= current.order:
+            return current, False
+        entry = {k: v for k, v in status.to_json().items() if k not in ("history", "dataset", "rank")}
+        history = (*(current.history if current else ()), entry)[-HISTORY:]
+        written = replace(status, history=history)
+        body = json.dumps(written.to_json(), indent=1).encode() + b"\n"
+        try:
+            store.put(status_key(status.dataset), body, Update(etag) if etag else Create())
+        except ConflictError:
+            continue
+        project(store, written)
+        return written, True
+
+
+def project(store: Store, status: Status) -> None:
+    """Make the folders of ``messages/`` show ``status``: the new name first, then the old ones go.
+
+    An existing body is never overwritten.
+    """
+    folder = STATES[status.state][1]
+    if folder and store.get(f"messages/{folder}/{status.dataset}") is None:
+        try:
+            store.put(f"messages/{folder}/{status.dataset}", b"", Create())
+        except ConflictError:
+            pass  # another run of the same state made it: that is what we want
+    for _, other in STATES.values():
+        if other and other != folder:
+            store.delete(f"messages/{other}/{status.dataset}")
+
+
+def check_owner(store: Store, mine: Status) -> None:
+    """Raise BusyError if another run took the dataset over since ``mine`` was written."""
+    current = read(store, mine.dataset)
+    if current is None or (current.attempt, current.run) != (mine.attempt, mine.run):
+        holder = current.by if current else "nobody"
+        raise BusyError(
+            f"{mine.dataset}: taken over by another run ({holder}); this one publishes nothing",
+            remedy="look at that run",
+        )
+
+
+def error_status(mine: Status, error: CaldpError) -> Status:
+    """Return the error state that follows ``mine``."""
+    return replace(mine, state="error", reason=str(error), exit_code=error.code, at="", by="")
+
+
+def _read(store: Store, dataset: str) -> tuple[Status | None, str]:
+    blob = store.get(status_key(dataset))
+    if blob is None:
+        return None, ""
+    try:
+        return Status.from_json(json.loads(blob.data)), blob.etag
+    except (ValueError, TypeError, KeyError) as error:
+        raise CaldpError(
+            f"{dataset}: {store.url(status_key(dataset))} is not a status record ({error})",
+            remedy="repair or remove that file",
+        ) from error

@@ -1,0 +1,238 @@
+"""Logs and metrics of one run: what each stage and each program said, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caldp import programs
+from caldp.programs import ProgramRun
+from caldp.reporter import Reporter
+
+#: Stage -> log file; the names that the HST archive pipeline has always used.
+_LOGS = {"previews": "preview.txt"}
+_MAIN_LOG = "process.txt"
+
+
+@dataclass
+class Stage:
+    """What one stage cost.
+
+    Attributes
+    ----------
+    name : str
+        fetch, references, calibrate, previews or publish.
+    wall, cpu : float
+        Seconds; CPU counts the programs it started.
+    peak_memory : int
+        Bytes: the largest of CALDP itself and any one program.
+    bytes_in, bytes_out : int
+        Bytes read and written for the dataset, as far as CALDP itself moved them.
+    programs : list of ProgramRun
+        In the order they ended.
+    """
+
+    name: str
+    wall: float = 0.0
+    cpu: float = 0.0
+    peak_memory: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    programs: list[ProgramRun] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "name": self.name,
+            "wall_s": round(self.wall, 3),
+            "cpu_s": round(self.cpu, 3),
+            "peak_memory_bytes": self.peak_memory,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "programs": [p.to_json() for p in self.programs],
+        }
+
+
+class Telemetry:
+    """The log and the metrics of one run.
+
+    Parameters
+    ----------
+    dataset : str
+        Named on each line.
+    directory : Path
+        Where the log files are written.
+    reporter : Reporter
+        Hears the same.
+    secrets : sequence of str
+        Values replaced by ``***`` in whatever is logged or shown.
+    """
+
+    def __init__(self, dataset: str, directory: Path, reporter: Reporter, secrets: Sequence[str] = ()) -> None:
+        self.dataset = dataset
+        self.directory = directory
+        self.reporter = reporter
+        self.stages: list[Stage] = []
+        self.warnings: list[str] = []
+        self._secrets = tuple(secrets)
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._handlers: dict[str, logging.FileHandler] = {}
+        self._log = logging.Logger(f"caldp.{dataset}")  # noqa: LOG001 - a logger of this run, not of the process
+        formatter = logging.Formatter(
+            "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(dataset)s %(stage)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+        )
+        formatter.converter = time.gmtime
+        for name in (_MAIN_LOG, *_LOGS.values()):
+            handler = logging.FileHandler(directory / name, encoding="utf-8")
+            handler.setFormatter(formatter)
+            handler.addFilter(lambda record, name=name: _LOGS.get(record.stage, _MAIN_LOG) == name)
+            self._log.addHandler(handler)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the run began."""
+        return time.monotonic() - self._started
+
+    @property
+    def stage_name(self) -> str:
+        """The stage that runs, or ``run`` outside of any."""
+        return self.stages[-1].name if self.stages else "run"
+
+    def close(self) -> None:
+        """Close the log files."""
+        for handler in list(self._log.handlers):
+            handler.close()
+            self._log.removeHandler(handler)
+
+    def info(self, text: str) -> None:
+        """Log one line and show it."""
+        self._say("INFO", text)
+
+    def warning(self, text: str) -> None:
+        """Log one line, show it, and keep it for the manifest."""
+        self.warnings.append(self._clean(text))
+        self._say("WARNING", text)
+
+    def error(self, text: str, cause: BaseException | None = None) -> None:
+        """Log one line with the traceback of ``cause``; people are told at the end."""
+        self._write("ERROR", text)
+        if cause is not None:
+            for line in "".join(traceback.format_exception(cause)).splitlines():
+                self._write("DEBUG", line)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Measure a stage from here to the end of the context."""
+        stage = Stage(name)
+        self.stages.append(stage)
+        self.reporter.stage(name)
+        wall, cpu = time.monotonic(), _cpu()
+        try:
+            yield stage
+        finally:
+            stage.wall = time.monotonic() - wall
+            stage.cpu = _cpu() - cpu
+            stage.peak_memory = max([_own_peak(), *(p.peak_memory for p in stage.programs)])
+            self.reporter.stage_done(name, stage.wall)
+
+    def run_program(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> ProgramRun:
+        """Run a program, its output going to the log and the reporter.
+
+        Parameters
+        ----------
+        argv, cwd, env
+            As for ``programs.run``.
+
+        Returns
+        -------
+        ProgramRun
+        """
+        name = ProgramRun(tuple(argv), 0, 0, 0, 0).name
+        self._write("INFO", f"$ {' '.join(argv)}")
+
+        def on_line(line: str) -> None:
+            line = self._clean(line)
+            self._write("INFO", f"{name}: {line}")
+            self.reporter.line(name, line)
+
+        done = programs.run(argv, cwd=cwd, env=env, on_line=on_line, on_memory=self.reporter.memory)
+        self._write("INFO", str(done))
+        with self._lock:
+            self.stages[-1].programs.append(done)
+        return done
+
+    def write_metrics(self) -> dict[str, Any]:
+        """Write ``metrics.json`` and the two text files of the archive pipeline; return the former's content."""
+        metrics = {
+            "dataset": self.dataset,
+            "stages": [s.to_json() for s in self.stages],
+            "total": {
+                "wall_s": round(self.seconds, 3),
+                "cpu_s": round(_cpu(), 3),
+                "peak_memory_bytes": max([_own_peak(), *(s.peak_memory for s in self.stages)]),
+                "bytes_in": sum(s.bytes_in for s in self.stages),
+                "bytes_out": sum(s.bytes_out for s in self.stages),
+            },
+        }
+        (self.directory / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        previews = [s for s in self.stages if s.name in _LOGS]
+        others = [s for s in self.stages if s.name not in _LOGS]
+        for name, stages in (("process_metrics.txt", others), ("preview_metrics.txt", previews)):
+            (self.directory / name).write_text("".join(_as_text(s) for s in stages), encoding="utf-8")
+        return metrics
+
+    def _say(self, level: str, text: str) -> None:
+        self._write(level, text)
+        self.reporter.message(level, self._clean(text))
+
+    def _write(self, level: str, text: str) -> None:
+        extra = {"dataset": self.dataset, "stage": self.stage_name}
+        self._log.log(logging.getLevelNamesMapping()[level], "%s", self._clean(text), extra=extra)
+
+    def _clean(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _as_text(stage: Stage) -> str:
+    """Lay a stage out as ``/usr/bin/time -v`` does, which is what readers of these files know."""
+    rows = [("Stage", stage.name, stage.wall, stage.cpu, stage.peak_memory, None)]
+    rows += [("Program", " ".join(p.argv), p.wall, p.cpu, p.peak_memory, p) for p in stage.programs]
+    blocks = []
+    for kind, name, wall, cpu, memory, program in rows:
+        lines = [
+            f"{kind}: {name}",
+            f"\tElapsed (wall clock) time (s): {wall:.2f}",
+            f"\tUser and system time (s): {cpu:.2f}",
+            f"\tMaximum resident set size (kbytes): {memory // 1024}",
+        ]
+        if program is None:
+            lines += [f"\tBytes read: {stage.bytes_in}", f"\tBytes written: {stage.bytes_out}"]
+        else:
+            lines += [f"\tOutcome: {program.outcome}"]
+        blocks.append("\n".join(lines) + "\n")
+    return "".join(blocks)
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of the children it has waited for."""
+    mine, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return mine.ru_utime + mine.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _own_peak() -> int:
+    """Peak resident memory of this process, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
