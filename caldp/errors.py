@@ -195,7 +195,8 @@ class Interrupted(CaldpError):  # noqa: N818 - the field's word; it is a signal,
     def __init__(self, signum: int) -> None:
         self.signum = signum
         super().__init__(
-            f"stopped by {signal.Signals(signum).name}", remedy="run the same command again to calibrate the dataset"
+            f"stopped by {signal.Signals(signum).name}",
+            remedy="run the same command again to calibrate the dataset",
         )
 
     @property

@@ -84,6 +84,10 @@ class Status:
         """Whether products were published."""
         return self.rank >= STATES["processed"][0]
 
+    def failed(self, error: CaldpError) -> Status:
+        """Return the error state that follows this one."""
+        return replace(self, state="error", reason=str(error), exit_code=error.code, at="", by="")
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {**asdict(self), "rank": self.rank, "history": list(self.history)}
@@ -198,11 +202,6 @@ def check_owner(store: Store, mine: Status) -> None:
             f"{mine.dataset}: taken over by another run ({holder}); this one publishes nothing",
             remedy="look at that run",
         )
-
-
-def error_status(mine: Status, error: CaldpError) -> Status:
-    """Return the error state that follows ``mine``."""
-    return replace(mine, state="error", reason=str(error), exit_code=error.code, at="", by="")
 
 
 def _read(store: Store, dataset: str) -> tuple[Status | None, str]:

@@ -118,7 +118,8 @@ def parse_uri(text: str) -> tuple[str, str]:
     match = _URI.fullmatch(text)
     if match is None or "\0" in text:
         raise UsageError(
-            f"{text!r} is not an input or output", remedy="write file:<directory>, for example file:. or file:inputs"
+            f"{text!r} is not an input or output",
+            remedy="write file:<directory>, for example file:. or file:inputs",
         )
     scheme, rest = match[1], match[2]
     if scheme == "s3" and not re.fullmatch(r"//[^/]+(/.*)?", rest, re.DOTALL):

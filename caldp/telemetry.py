@@ -85,6 +85,7 @@ class Telemetry:
         self.stages: list[Stage] = []
         self.warnings: list[str] = []
         self._secrets = tuple(secrets)
+        self._stage = "run"
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._handlers: dict[str, logging.FileHandler] = {}
@@ -103,11 +104,6 @@ class Telemetry:
     def seconds(self) -> float:
         """Wall time since the run began."""
         return time.monotonic() - self._started
-
-    @property
-    def stage_name(self) -> str:
-        """The stage that runs, or ``run`` outside of any."""
-        return self.stages[-1].name if self.stages else "run"
 
     def close(self) -> None:
         """Close the log files."""
@@ -136,6 +132,7 @@ class Telemetry:
         """Measure a stage from here to the end of the context."""
         stage = Stage(name)
         self.stages.append(stage)
+        self._stage = name
         self.reporter.stage(name)
         wall, cpu = time.monotonic(), _cpu()
         try:
@@ -144,6 +141,7 @@ class Telemetry:
             stage.wall = time.monotonic() - wall
             stage.cpu = _cpu() - cpu
             stage.peak_memory = max([_own_peak(), *(p.peak_memory for p in stage.programs)])
+            self._stage = "run"
             self.reporter.stage_done(name, stage.wall)
 
     def run_program(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> ProgramRun:
@@ -173,7 +171,7 @@ class Telemetry:
         return done
 
     def write_metrics(self) -> dict[str, Any]:
-        """Write ``metrics.json`` and the two text files of the archive pipeline; return the former's content."""
+        """Write ``metrics.json`` and the archive pipeline's two text files; return the former's content."""
         metrics = {
             "dataset": self.dataset,
             "stages": [s.to_json() for s in self.stages],
@@ -197,7 +195,7 @@ class Telemetry:
         self.reporter.message(level, self._clean(text))
 
     def _write(self, level: str, text: str) -> None:
-        extra = {"dataset": self.dataset, "stage": self.stage_name}
+        extra = {"dataset": self.dataset, "stage": self._stage}
         self._log.log(logging.getLevelNamesMapping()[level], "%s", self._clean(text), extra=extra)
 
     def _clean(self, text: str) -> str:

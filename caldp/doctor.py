@@ -1,0 +1,153 @@
+"""Examine an installation: programs, packages, CRDS settings, disk space, and what to do about what is not there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from caldp import config, programs, references
+from caldp.config import Config
+
+#: Packages that every run needs.
+PACKAGES = ("calcos", "crds", "astropy", "spec-plots", "pillow", "rich", "jinja2")
+
+#: Program -> what it calibrates, whether this version uses it, how to get it.
+PROGRAMS = {
+    "calcos": ("COS", True, "pip install calcos"),
+    "bash": ("the config scripts", True, "install the package bash"),
+}
+
+#: Free space below which a COS association (1.5 GB of products) may fail, in bytes.
+ENOUGH_SPACE = 4_000_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    what : str
+        For example ``program calcos``.
+    ok : bool
+        Whether it is as it should be.
+    found : str
+        What is there.
+    remedy : str
+        What to do if it is not ok.
+    needed : bool
+        Whether a run fails without it.
+    """
+
+    what: str
+    ok: bool
+    found: str
+    remedy: str = ""
+    needed: bool = True
+
+
+def examine(name: str = config.DEFAULT_CONFIG) -> list[Finding]:
+    """Look at everything a run needs.
+
+    Parameters
+    ----------
+    name : str
+        Config whose settings are examined.
+
+    Returns
+    -------
+    list of Finding
+
+    Raises
+    ------
+    UsageError
+        If there is no such config.
+    """
+    settings = config.load(name)
+    return [
+        Finding("python", True, platform.python_version()),
+        *(_package(p) for p in PACKAGES),
+        *(_program(p, settings) for p in PROGRAMS),
+        *_crds(settings),
+        _space("scratch", settings.home),
+        _space("current directory", Path.cwd()),
+    ]
+
+
+def as_text(findings: list[Finding]) -> str:
+    """Lay the findings out for people."""
+    width = max(len(f.what) for f in findings)
+    lines = []
+    for finding in findings:
+        mark = "ok  " if finding.ok else ("FAIL" if finding.needed else "note")
+        lines.append(f"{mark} {finding.what:<{width}}  {finding.found}")
+        if not finding.ok:
+            lines.append(f"     {'':<{width}}  -> {finding.remedy}")
+    return "\n".join(lines)
+
+
+def as_json(findings: list[Finding]) -> str:
+    """Lay the findings out for machines."""
+    return json.dumps([asdict(f) for f in findings], indent=1)
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(f"package {name}", True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(f"package {name}", False, "not installed", f"pip install {name}")
+
+
+def _program(name: str, settings: Config) -> Finding:
+    use, needed, remedy = PROGRAMS[name]
+    path = programs.find(name, settings.environment.get("PATH", ""))
+    return Finding(f"program {name}", path is not None, path or f"not found: needed for {use}", remedy, needed)
+
+
+def _crds(settings: Config) -> list[Finding]:
+    cache = settings.crds_path
+    offline = references.serverless(settings)
+    known = references.contexts(settings)
+    context = settings.crds_context
+    mode = "from the cache alone" if offline else f"server {settings.crds_server_url}"
+    return [
+        Finding("config", True, f"{settings.name} ({settings.script})"),
+        Finding("CRDS mode", True, f"{mode}, cache {'read-only' if settings.crds_readonly else 'writable'}"),
+        Finding(
+            "CRDS cache",
+            (cache / "config" / "hst" / "server_config").is_file(),
+            str(cache),
+            "export CRDS_PATH=<CRDS cache>, or use caldp-config-offsite to fill one from the CRDS server",
+            needed=offline,
+        ),
+        Finding(
+            "CRDS rules",
+            bool(known),
+            f"{len(known)} contexts, the newest {known[-1]}" if known else "none",
+            "sync the CRDS cache",
+            needed=offline,
+        ),
+        Finding(
+            "CRDS context",
+            not context or not offline or context in known,
+            context or "not set: the operational one",
+            f"the cache has no rules {context}: choose another with --context or CRDS_CONTEXT",
+        ),
+    ]
+
+
+def _space(what: str, path: Path) -> Finding:
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free
+    return Finding(
+        f"space, {what}",
+        free >= ENOUGH_SPACE,
+        f"{free / 1e9:.1f} GB free in {path}",
+        "a COS association needs about 4 GB: free some, or export CALDP_HOME=<roomier directory>",
+        needed=False,
+    )

@@ -1,0 +1,309 @@
+"""One dataset is one straight line: from raw data to calibrated products and a truthful state.
+
+Run as ``caldp-process`` or ``python -m caldp.process``.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from caldp import config, instruments, messages
+from caldp.config import DEFAULT_CONFIG, Config
+from caldp.dataset import Dataset
+from caldp.errors import BusyError, CaldpError, ExistsError, Interrupted, describe
+from caldp.instruments import Instrument
+from caldp.messages import Status
+from caldp.reporter import Outcome, Reporter
+from caldp.run import Run
+from caldp.store import Store, open_store, parse_uri
+
+#: What to do about a dataset that is already processed.
+EXISTING = ("error", "skip", "overwrite")
+
+Shield = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one command asks for.
+
+    Attributes
+    ----------
+    dataset : str
+        As typed.
+    input, output : str
+        URIs.
+    config : str
+        Config script.
+    context : str
+        CRDS context; empty for the config's.
+    overrides : tuple of str
+        ``TYPE=FILE``.
+    existing : str
+        One of ``EXISTING``.
+    take_over : bool
+        Take the dataset from a run that still holds it.
+    keep_scratch : bool
+        Leave the workspace.
+    """
+
+    dataset: str
+    input: str = "file:."
+    output: str = "file:."
+    config: str = DEFAULT_CONFIG
+    context: str = ""
+    overrides: tuple[str, ...] = ()
+    existing: str = "overwrite"
+    take_over: bool = False
+    keep_scratch: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that makes sense: what it names exists."""
+
+    request: Request
+    dataset: Dataset
+    recipe: Instrument
+    settings: Config
+    store: Store
+
+    @classmethod
+    def prepare(cls, request: Request) -> Job:
+        """Check a request; UsageError when it makes no sense."""
+        dataset = Dataset.parse(request.dataset)
+        recipe = instruments.recipe(dataset)
+        settings = config.load(request.config, context=request.context, overrides=request.overrides)
+        parse_uri(request.input)
+        return cls(request, dataset, recipe, settings, open_store(request.output))
+
+
+def process(request: Request, reporter: Reporter, shield: Shield = lambda: None) -> Outcome:
+    """Calibrate one dataset.
+
+    Parameters
+    ----------
+    request : Request
+        Which, from where, to where and how.
+    reporter : Reporter
+        Told of the progress.
+    shield : callable
+        Called before what a signal must not cut in two.
+
+    Returns
+    -------
+    Outcome
+        With the exit status; failures are reported in it, not raised.
+    """
+    with concluded(request, reporter, shield) as outcome:
+        job = Job.prepare(request)
+        with job.store.own(job.dataset.name, take_over=request.take_over):
+            if not already_processed(job, outcome):
+                calibrate_and_publish(job, reporter, shield, outcome)
+    return outcome
+
+
+def calibrate_and_publish(job: Job, reporter: Reporter, shield: Shield, outcome: Outcome) -> None:
+    """Walk the straight line: every arrow of the design is one line here."""
+    from caldp import calibrate, create_preview, inputs, publish, references
+
+    with begun(job, reporter, shield, outcome) as run:
+        raw = inputs.fetch(run, job.request.input)
+        refs = references.assign(run, raw)
+        products = calibrate.calibrate(run, raw, refs)
+        previews = create_preview.preview(run, products)
+        manifest = publish.publish(run, job.store, job.request.input, raw, refs, products, previews)
+        messages.advance(job.store, manifest.status())
+        outcome.conclude(manifest.record, job.store.url(job.dataset.prefix))
+
+
+def plan(request: Request, reporter: Reporter, shield: Shield = lambda: None) -> Outcome:
+    """Say what ``process`` would do: the files it would take, the references, the programs. Writes no output.
+
+    Parameters
+    ----------
+    request, reporter, shield
+        As for ``process``.
+
+    Returns
+    -------
+    Outcome
+        Its ``plan`` holds the answer.
+    """
+    with concluded(request, reporter, shield) as outcome:
+        job = Job.prepare(request)
+        from caldp import calibrate, inputs, references
+
+        with opened(job, reporter, shield, Status(job.dataset.name, 0, "placed", run=_identity())) as run:
+            raw = inputs.fetch(run, request.input)
+            refs = references.assign(run, raw)
+            outcome.plan = {
+                "inputs": [{"name": f.name, "source": f.source, "size": f.size} for f in raw.files],
+                "references": [f.to_json() for f in refs.files],
+                "programs": [[job.recipe.program[0], *calibrate.arguments(run, c)] for c in calibrate.calls(raw)],
+                "products": sorted(calibrate.expected(run, raw)),
+                "output": job.store.url(job.dataset.prefix),
+            }
+            _tell_plan(run, outcome.plan)
+        outcome.state, outcome.context, outcome.references = "planned", refs.context, len(refs.files)
+    return outcome
+
+
+def already_processed(job: Job, outcome: Outcome) -> bool:
+    """Say whether the dataset is processed and is to be left alone.
+
+    A run that was killed between publishing and saying so gets its state put right.
+    """
+    if job.request.existing == "overwrite":
+        return False
+    from caldp import publish
+
+    last = messages.read(job.store, job.dataset.name)
+    manifest = publish.verified(job.store, job.dataset.prefix)
+    if manifest is None or (last is not None and last.order > manifest.status().order and not last.done):
+        return False  # nothing published, or a later attempt failed or was killed: calibrate
+    messages.advance(job.store, manifest.status())
+    if job.request.existing == "error":
+        raise ExistsError(
+            f"{job.dataset}: already processed by attempt {manifest.attempt}",
+            remedy="use --existing overwrite to calibrate it again, or --existing skip",
+        )
+    outcome.conclude(manifest.record, job.store.url(job.dataset.prefix))
+    outcome.state, outcome.reason = "skipped", "already processed, and every file verified"
+    return True
+
+
+@contextmanager
+def concluded(request: Request, reporter: Reporter, shield: Shield) -> Iterator[Outcome]:
+    """Turn whatever happens inside into an exit status and a message: the only place that does."""
+    outcome = Outcome(request.dataset)
+    started = time.monotonic()
+    reporter.start(request.dataset)
+    try:
+        yield outcome
+    except BaseException as error:
+        failure = describe(error, request.dataset)
+        outcome.exit_code, outcome.reason, outcome.remedy = failure.code, failure.message, failure.remedy
+    finally:
+        shield()
+        outcome.seconds = time.monotonic() - started
+        reporter.finish(outcome)
+
+
+@contextmanager
+def begun(job: Job, reporter: Reporter, shield: Shield, outcome: Outcome) -> Iterator[Run]:
+    """Begin an attempt; an exception leaves the error state and the logs behind, whatever else fails."""
+    from caldp import publish
+
+    mine = messages.begin(job.store, job.dataset.name, _identity())
+    outcome.attempt, outcome.location = mine.attempt, job.store.url(job.dataset.prefix)
+    try:
+        job.store.discard(job.dataset.prefix)
+        with opened(job, reporter, shield, mine) as run:
+            try:
+                run.telemetry.info(f"attempt {mine.attempt}, run {mine.run}, {job.settings.name}")
+                yield run
+            except BaseException as error:
+                shield()
+                failure = describe(error, job.dataset.name)
+                run.telemetry.error(str(failure), cause=error)
+                if not isinstance(failure, BusyError):
+                    _leave(reporter, "logs", lambda: publish.publish_logs(run, job.store))
+                raise failure from error
+            finally:
+                outcome.warnings = len(run.telemetry.warnings)
+                outcome.scratch = str(run.workspace.root) if run.keep_scratch else ""
+    except BaseException as error:
+        shield()
+        failure = describe(error, job.dataset.name)
+        # A run that lost its dataset to another one changes nothing.
+        lost = isinstance(failure, BusyError)
+        if not lost and _leave(reporter, "state", lambda: messages.advance(job.store, mine.failed(failure))):
+            outcome.state = "error"
+        raise failure from error
+
+
+@contextmanager
+def opened(job: Job, reporter: Reporter, shield: Shield, mine: Status) -> Iterator[Run]:
+    """Open the workspace and the log of a run."""
+    from caldp.telemetry import Telemetry
+    from caldp.workspace import open_workspace
+
+    keep = job.request.keep_scratch
+    with open_workspace(job.settings.home, job.dataset.name, mine.run, keep=keep) as workspace:
+        telemetry = Telemetry(job.dataset.name, workspace.logs, reporter, job.settings.secrets)
+        try:
+            yield Run(
+                id=mine.run,
+                dataset=job.dataset,
+                recipe=job.recipe,
+                config=job.settings,
+                workspace=workspace,
+                telemetry=telemetry,
+                attempt=mine.attempt,
+                started=mine.at,
+                shield=shield,
+                keep_scratch=keep,
+            )
+        finally:
+            telemetry.close()
+
+
+def _tell_plan(run: Run, answer: dict[str, Any]) -> None:
+    for file in answer["inputs"]:
+        run.telemetry.info(f"would take {file['source']} ({file['size']} bytes)")
+    for file in answer["references"]:
+        run.telemetry.info(f"would use {file['type']} {file['name']}{' (override)' if file['override'] else ''}")
+    for argv in answer["programs"]:
+        run.telemetry.info(f"would run {' '.join(argv)}")
+    for name in answer["products"]:
+        run.telemetry.info(f"would deliver {name} to {answer['output']}")
+
+
+def _identity() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def _leave(reporter: Reporter, what: str, write: Callable[[], Any]) -> bool:
+    """Write evidence of a failure; that this fails too must not hide the failure."""
+    try:
+        write()
+    except (OSError, CaldpError) as error:
+        reporter.message("ERROR", f"the {what} could not be written: {error}")
+        return False
+    return True
+
+
+class Interrupts:
+    """Turn SIGTERM, SIGINT and SIGHUP into an exception, until shielded."""
+
+    def __init__(self) -> None:
+        self._armed = True
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, self._interrupt)
+
+    def shield(self) -> None:
+        """Let no further signal stop the run."""
+        self._armed = False
+
+    def _interrupt(self, signum: int, _frame: object) -> None:
+        if self._armed:
+            self._armed = False
+            raise Interrupted(signum)
+
+
+def main() -> None:
+    """Run ``caldp-process``."""
+    from caldp.cli import process_command
+
+    process_command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Publish: the dataset's tree, put together aside and shown in one step; its manifest is the proof that it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import caldp
+from caldp import messages
+from caldp.calibrate import Products
+from caldp.create_preview import Preview
+from caldp.errors import BusyError
+from caldp.inputs import Inputs
+from caldp.messages import Status
+from caldp.references import References
+from caldp.run import Run
+from caldp.store import Store
+
+MANIFEST = "manifest.json"
+REPORT = "report.html"
+
+#: What a dataset's folder holds besides the files that its manifest lists.
+_OURS = ("logs", "previews", MANIFEST, REPORT)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was published: products and previews with size and sha256, references with sha1, versions, settings.
+
+    Attributes
+    ----------
+    record : mapping
+        The JSON document.
+    """
+
+    record: Mapping[str, Any]
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that published it."""
+        return int(self.record["attempt"])
+
+    def status(self) -> Status:
+        """Return the state that this manifest proves."""
+        return Status(self.record["dataset"], self.attempt, "processed", self.record["run"], self.record["reason"], 0)
+
+    def files(self) -> list[dict[str, Any]]:
+        """Products and previews."""
+        return [*self.record["products"], *self.record["previews"]]
+
+    def to_bytes(self) -> bytes:
+        """Return the document as written."""
+        return json.dumps(self.record, indent=1, sort_keys=False).encode() + b"\n"
+
+    def __str__(self) -> str:
+        return f"{len(self.record['products'])} products, {len(self.record['previews'])} previews"
+
+
+def read_manifest(store: Store, prefix: str) -> Manifest | None:
+    """Read the manifest of a dataset, or None when there is none."""
+    blob = store.get(f"{prefix}/{MANIFEST}")
+    if blob is None:
+        return None
+    try:
+        record = json.loads(blob.data)
+        return Manifest(record) if record["format"] == 1 else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def verified(store: Store, prefix: str) -> Manifest | None:
+    """Return the manifest of a dataset if every file that it lists is there with its size and checksum."""
+    manifest = read_manifest(store, prefix)
+    if manifest is None:
+        return None
+    for entry in manifest.files():
+        path = store.local(f"{prefix}/{entry['name']}")
+        if path is None or not path.is_file() or path.stat().st_size != entry["size"]:
+            return None
+        if _sha256(path) != entry["sha256"]:
+            return None
+    return manifest
+
+
+def publish(
+    run: Run,
+    store: Store,
+    source: str,
+    inputs: Inputs,
+    references: References,
+    products: Products,
+    previews: Sequence[Preview],
+) -> Manifest:
+    """Make the products, previews, logs, report and manifest the content of ``data/<instrument>/<dataset>``.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    store : Store
+        The output.
+    source : str
+        URI of the input, for the record.
+    inputs, references, products, previews
+        What the earlier stages made.
+
+    Returns
+    -------
+    Manifest
+
+    Raises
+    ------
+    BusyError
+        If another run took the dataset over meanwhile; nothing is published then.
+    """
+    from caldp import report
+
+    prefix = run.dataset.prefix
+    telemetry = run.telemetry
+    staging = store.staging(prefix, run.id)
+    try:
+        with telemetry.stage("publish") as stage:
+            for folder in ("logs", "previews"):
+                (staging / folder).mkdir()
+            moved = [_deliver(run, path, staging / path.name) for path in products.files]
+            made = [_deliver(run, run.workspace.previews / p.name, staging / "previews" / p.name) for p in previews]
+            with ThreadPoolExecutor(2) as pool:  # hashing lets go of the interpreter
+                sums = list(pool.map(_sha256, [*moved, *made]))
+            stage.bytes_in = stage.bytes_out = sum(path.stat().st_size for path in [*moved, *made])
+            telemetry.info(f"publishing {products} to {store.url(prefix)}")
+        record = _record(run, store, source, inputs, references, products)
+        record["products"] = [_entry(p.name, p, s) for p, s in zip(moved, sums, strict=False)]
+        record["previews"] = [
+            {**_entry(f"previews/{p.name}", path, s), "product": p.product, "kind": p.kind}
+            for p, path, s in zip(previews, made, sums[len(moved) :], strict=True)
+        ]
+        manifest = Manifest(record)
+        metrics = telemetry.write_metrics()
+        _copy_logs(run, staging / "logs")
+        (staging / REPORT).write_text(report.render(staging, record, metrics), encoding="utf-8")
+        _carry_over(store, prefix, staging)
+        (staging / MANIFEST).write_bytes(manifest.to_bytes())
+        mine = Status(run.dataset.name, run.attempt, "processing", run=run.id)
+        run.shield()
+        store.publish(staging, prefix, lambda: _still_mine(store, mine, prefix))
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return manifest
+
+
+def publish_logs(run: Run, store: Store) -> None:
+    """Leave the logs of a failed run in the dataset's folder, beside whatever an earlier run published."""
+    run.telemetry.write_metrics()
+    for path in sorted(run.workspace.logs.iterdir()):
+        store.add(path, f"{run.dataset.prefix}/logs/{path.name}")
+
+
+def _still_mine(store: Store, mine: Status, prefix: str) -> None:
+    messages.check_owner(store, mine)
+    there = read_manifest(store, prefix)
+    if there is not None and there.attempt >= mine.attempt:
+        raise BusyError(
+            f"{mine.dataset}: attempt {there.attempt} has already published; this one publishes nothing",
+            remedy="look at its manifest",
+        )
+
+
+def _record(
+    run: Run, store: Store, source: str, inputs: Inputs, references: References, products: Products
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "dataset": run.dataset.name,
+        "instrument": run.dataset.instrument,
+        "kind": inputs.kind,
+        "attempt": run.attempt,
+        "run": run.id,
+        "state": "processed",
+        "reason": products.reason,
+        "started": run.started,
+        "finished": messages.now(),
+        "context": references.context,
+        "versions": {**_versions(), "crds": references.crds_version, **products.versions},
+        "config": run.config.to_json(),
+        "input": source,
+        "output": store.url(),
+        "inputs": [f.to_json() for f in inputs.files],
+        "products": [],
+        "previews": [],
+        "references": [f.to_json() for f in references.files],
+        "programs": [p.to_json() for s in run.telemetry.stages for p in s.programs],
+        "warnings": list(run.telemetry.warnings),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"caldp": caldp.__version__, "python": platform.python_version()}
+    for package in ("astropy", "numpy", "spec-plots"):
+        versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _entry(name: str, path: Path, sha256: str) -> dict[str, Any]:
+    return {"name": name, "size": path.stat().st_size, "sha256": sha256}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _deliver(run: Run, source: Path, target: Path) -> Path:
+    """Move a file: by its name alone where scratch and output share a file system, else by copying it."""
+    if run.keep_scratch:
+        shutil.copyfile(source, target)
+    else:
+        shutil.move(source, target)
+    return target
+
+
+def _copy_logs(run: Run, folder: Path) -> None:
+    for path in sorted(run.workspace.logs.iterdir()):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _carry_over(store: Store, prefix: str, staging: Path) -> None:
+    """Keep what somebody else put into the dataset's folder; only what an earlier run published is replaced."""
+    current = store.local(prefix)
+    if current is None or not current.is_dir():
+        return
+    old = read_manifest(store, prefix)
+    published = {entry["name"] for entry in old.files()} if old else set()
+    for path in _foreign(current, published):
+        target = staging / path.relative_to(current)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
+
+
+def _foreign(current: Path, published: set[str]) -> Iterable[Path]:
+    for path in sorted(current.rglob("*")):
+        name = path.relative_to(current)
+        if path.is_file() and name.as_posix() not in published and name.parts[0] not in _OURS:
+            yield path

@@ -1,0 +1,340 @@
+"""Assign: CRDS best references for the working copies, and proof that each file is there and whole.
+
+The real ``crds`` package chooses (``python -m crds.bestrefs`` on the copies); what it chose is read back from the
+headers, because its exit status says neither "nothing chosen" nor "all present".  The program then sees exactly the
+verified files: links to them in one folder of the workspace, whatever the layout of the cache.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import fcntl
+import gzip
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caldp.config import Config
+from caldp.errors import ReferencesError, UsageError
+from caldp.fitsfile import damage
+from caldp.inputs import Inputs
+from caldp.programs import ProgramRun
+from caldp.run import Run
+
+_CONTEXT = re.compile(r"hst_\d{4}\.pmap|hst-(operational|edit|latest)")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference file.
+
+    Attributes
+    ----------
+    type : str
+        Header keyword that names it, for example ``FLUXTAB``.
+    name : str
+        File name.
+    size : int
+        Bytes.
+    sha1 : str
+        CRDS's own checksum of reference files.
+    path : str
+        Where it is.
+    override : bool
+        Chosen by the user instead of CRDS.
+    """
+
+    type: str
+    name: str
+    size: int
+    sha1: str
+    path: str
+    override: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the manifest records."""
+        return {
+            "type": self.type,
+            "name": self.name,
+            "size": self.size,
+            "sha1": self.sha1,
+            "override": self.override,
+        }
+
+
+@dataclass(frozen=True)
+class References:
+    """The reference files of a dataset, all verified.
+
+    Attributes
+    ----------
+    context : str
+        For example ``hst_0729.pmap``.
+    crds_version : str
+        Version of the crds package that chose them.
+    files : tuple of Reference
+        Sorted by type and name.
+    directory : Path
+        Folder of links to exactly these files.
+    """
+
+    context: str
+    crds_version: str
+    files: tuple[Reference, ...]
+    directory: Path
+
+    def __str__(self) -> str:
+        return f"{len(self.files)} references of {self.context}, {sum(f.size for f in self.files) / 1e6:.1f} MB"
+
+
+def assign(run: Run, inputs: Inputs) -> References:
+    """Write the best references into the headers of the working copies and verify the files.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    inputs : Inputs
+        Working copies of the raw data; their headers are changed.
+
+    Returns
+    -------
+    References
+
+    Raises
+    ------
+    ReferencesError
+        If the context is unknown, CRDS cannot choose, a file is missing or damaged, or known to be bad.
+    UsageError
+        If an override is not a reference type of these data.
+    """
+    with run.telemetry.stage("references") as stage:
+        server = _server_config(run)
+        _bestrefs(run, inputs, server)
+        chosen, context, version = _chosen(run, inputs)
+        overrides = _override(run, inputs)
+        chosen = {(kind, name) for kind, name in chosen if kind not in overrides}
+        files = [_verify(run, kind, name, server) for kind, name in sorted(chosen)]
+        files += [_reference(kind, path, override=True) for kind, path in sorted(overrides.items())]
+        for file in files:
+            link = run.workspace.references / file.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(file.path)
+        _refuse_bad(run, files, server)
+        stage.bytes_in = sum(f.size for f in files)
+        references = References(context, version, tuple(files), run.workspace.references)
+        run.telemetry.info(f"{references}")
+    return references
+
+
+def contexts(config: Config) -> list[str]:
+    """List the contexts whose rules are in the CRDS cache, oldest first."""
+    return sorted(p.name for p in (config.crds_path / "mappings" / "hst").glob("hst_[0-9]*.pmap"))
+
+
+def serverless(config: Config) -> bool:
+    """Whether CRDS works from its cache alone."""
+    return not config.crds_server_url or "serverless" in config.crds_server_url
+
+
+def _server_config(run: Run) -> dict[str, Any]:
+    """Read what the cache knows of the CRDS server; with a server, the cache may still be empty."""
+    config = run.config
+    path = config.crds_path / "config" / "hst" / "server_config"
+    if not path.is_file():
+        if not serverless(config):
+            return {}
+        raise ReferencesError(
+            f"{run.dataset}: there is no CRDS cache at {config.crds_path} (no config/hst/server_config)",
+            remedy="export CRDS_PATH=<CRDS cache>, or use caldp-config-offsite to fetch references from the CRDS server",
+        )
+    try:
+        settings = ast.literal_eval(path.read_text(encoding="utf-8"))
+        return dict(settings)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ReferencesError(f"{run.dataset}: {path} is not readable ({error})", remedy="sync it again") from error
+
+
+def _context(run: Run, server: dict[str, Any]) -> str:
+    context = run.config.crds_context or "hst-operational"
+    if context == "hst-operational" and serverless(run.config):
+        context = str(server.get("operational_context", context))
+    if not _CONTEXT.fullmatch(context):
+        raise ReferencesError(
+            f"{run.dataset}: {context!r} is not a CRDS context",
+            remedy="give --context one like hst_0729.pmap",
+        )
+    if context.endswith(".pmap") and serverless(run.config):
+        known = contexts(run.config)
+        if context not in known:
+            newest = f"the newest there is {known[-1]}" if known else "it holds no rules at all"
+            raise ReferencesError(
+                f"{run.dataset}: unknown CRDS context {context}: {run.config.crds_path} has no rules of that name",
+                remedy=f"{newest}; choose one with --context or CRDS_CONTEXT",
+            )
+    return context
+
+
+def _bestrefs(run: Run, inputs: Inputs, server: dict[str, Any]) -> None:
+    """Let the crds package write its choice into the headers."""
+    config = run.config
+    sync = not serverless(config) and not config.crds_readonly
+    argv = [
+        sys.executable,
+        "-m",
+        "crds.bestrefs",
+        "--update-bestrefs",
+        "--new-context",
+        _context(run, server),
+    ]
+    argv += ["--sync-references=1"] if sync else []
+    argv += ["--files", *(f.name for f in inputs.raw)]
+    with _writing(config, sync):
+        done = run.telemetry.run_program(argv, cwd=inputs.directory, env=config.program_environment())
+    if done.returncode == 0:
+        return
+    bad = [name.lower() for name in server.get("bad_files_list", ())]
+    errors = [line for line in done.tail if "- ERROR -" in line or "- FATAL -" in line]
+    # An assigned reference on the list of bad files is an ERROR of its own; _refuse_bad judges it.
+    others = [line for line in errors if not any(name in line.lower() for name in bad)]
+    if others or not errors:
+        raise ReferencesError(
+            f"{run.dataset}: CRDS could not choose best references: {_why(others, done)}",
+            remedy="see logs/process.txt",
+        )
+
+
+def _why(errors: list[str], done: ProgramRun) -> str:
+    line = errors[0] if errors else (done.tail[-1] if done.tail else done.outcome)
+    return re.sub(r"^CRDS - (ERROR|FATAL) -\s*", "", line)[:300]
+
+
+@contextmanager
+def _writing(config: Config, sync: bool) -> Iterator[None]:
+    """Let one process at a time download into a shared cache."""
+    if not sync:
+        yield
+        return
+    config.crds_path.mkdir(parents=True, exist_ok=True)
+    with (config.crds_path / ".caldp.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _chosen(run: Run, inputs: Inputs) -> tuple[set[tuple[str, str]], str, str]:
+    """Read from the headers which references the program will use, in which context, chosen by which crds."""
+    from astropy.io import fits
+
+    prefix = f"{run.recipe.reference_variable}$"
+    chosen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str]] = set()
+    for file in inputs.raw:
+        header = fits.getheader(inputs.directory / file.name)
+        seen.add((str(header.get("CRDS_CTX", "")), str(header.get("CRDS_VER", ""))))
+        for key, value in header.items():
+            if isinstance(value, str) and value.strip().lower().startswith(prefix):
+                chosen.add((key, value.strip()[len(prefix) :]))
+    if len(seen) != 1 or not all(next(iter(seen))):
+        raise ReferencesError(
+            f"{run.dataset}: CRDS did not record one context in every raw header ({sorted(seen)})",
+            remedy="see logs/process.txt",
+        )
+    context, version = seen.pop()
+    return chosen, context, version.split(",")[0]
+
+
+def _override(run: Run, inputs: Inputs) -> dict[str, Path]:
+    """Write the user's own references into the headers."""
+    from astropy.io import fits
+
+    overrides = dict(run.config.overrides)
+    if not overrides:
+        return {}
+    used: set[str] = set()
+    for file in inputs.raw:
+        with fits.open(inputs.directory / file.name, mode="update") as hdus:
+            header = hdus[0].header
+            for kind, path in overrides.items():
+                if kind in header and ("$" in str(header[kind]) or str(header[kind]).strip() == "N/A"):
+                    header[kind] = f"{run.recipe.reference_variable}${path.name}"
+                    used.add(kind)
+    for kind in overrides:
+        if kind not in used:
+            raise UsageError(
+                f"{run.dataset}: --override {kind}: these data have no reference of that type",
+                remedy="name a header keyword such as FLATFILE",
+            )
+    for kind, path in overrides.items():
+        run.telemetry.warning(f"{kind} is overridden by {path}")
+    return overrides
+
+
+def _verify(run: Run, kind: str, name: str, server: dict[str, Any]) -> Reference:
+    """Find a chosen reference file and make sure that it is the one CRDS means."""
+    if "/" in name or name in ("", ".", ".."):
+        raise ReferencesError(f"{run.dataset}: {kind} names {name!r}", remedy="see logs/process.txt")
+    places = _places(run)
+    path = next((p / name for p in places if (p / name).is_file()), None)
+    if path is None:
+        raise ReferencesError(
+            f"{run.dataset}: {kind} needs {name}, which is not in {places[0]}",
+            remedy="sync the CRDS cache, or give your own file with --override",
+        )
+    reference = _reference(kind, path)
+    known = _metadata(server).get(name)
+    if known and (int(known["size"]), known["sha1sum"]) != (reference.size, reference.sha1):
+        raise ReferencesError(
+            f"{run.dataset}: {path} is damaged: {reference.size} bytes, sha1 {reference.sha1}, "
+            f"but CRDS has {known['size']} bytes, sha1 {known['sha1sum']}",
+            remedy="remove it and sync the CRDS cache",
+        )
+    if reason := damage(path):
+        raise ReferencesError(
+            f"{run.dataset}: {path} ({kind}) is not whole FITS ({reason})",
+            remedy="remove it and sync the CRDS cache",
+        )
+    return reference
+
+
+def _places(run: Run) -> list[Path]:
+    """Folders that may hold references: the exported variable first, then both layouts of a CRDS cache."""
+    exported = run.config.environment.get(run.recipe.reference_variable)
+    flat = run.config.crds_path / "references" / "hst"
+    return [*([Path(exported)] if exported else []), flat / run.recipe.name, flat]
+
+
+def _reference(kind: str, path: Path, *, override: bool = False) -> Reference:
+    with path.open("rb") as stream:
+        sha1 = hashlib.file_digest(stream, "sha1").hexdigest()
+    return Reference(kind, path.name, path.stat().st_size, sha1, str(path.absolute()), override)
+
+
+def _metadata(server: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return {file: {size, sha1sum}} of the CRDS archive, where the cache knows it."""
+    encoded = server.get("download_metadata")
+    if not encoded:
+        return {}
+    if "crds_payload" in encoded:
+        payload = gzip.decompress(base64.b64decode(encoded["crds_payload"]))
+        # Decoded once: replace the compressed form by the plain one.
+        server["download_metadata"] = encoded = json.loads(payload)
+    return dict(encoded)
+
+
+def _refuse_bad(run: Run, files: list[Reference], server: dict[str, Any]) -> None:
+    bad = sorted(f.name for f in files if f.name in set(server.get("bad_files_list", ())) and not f.override)
+    if not bad:
+        return
+    if not run.config.allow_bad_references:
+        raise ReferencesError(
+            f"{run.dataset}: CRDS knows {', '.join(bad)} to be bad",
+            remedy="choose a newer --context, or export CRDS_ALLOW_BAD_REFERENCES=1 to use it all the same",
+        )
+    run.telemetry.warning(f"CRDS knows {', '.join(bad)} to be bad; used because CRDS_ALLOW_BAD_REFERENCES is set")
