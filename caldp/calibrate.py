@@ -252,7 +252,7 @@ def _has_preview(run: Run, facts: Mapping[str, Any], suffix: str) -> bool:
 
 def _nothing(run: Run, inputs: Inputs) -> str:
     types = ", ".join(sorted({str(f.facts.get("EXPTYPE", "unknown")) for f in inputs.raw}))
-    return f"{run.dataset}: nothing was calibrated: {run.recipe.program[0]} has no products for {types} exposures like this"
+    return f"nothing was calibrated: {run.recipe.program[0]} makes no products of {types} exposures like this"
 
 
 def _versions(run: Run, calibrated: list[Path]) -> dict[str, str]:

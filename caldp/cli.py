@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 import caldp
+from caldp.config import DEFAULT_CONFIG
 from caldp.errors import EXIT_CODES, CaldpError
-from caldp.process import DEFAULT_CONFIG, EXISTING, Interrupts, Request, plan, process
+from caldp.process import EXISTING, Interrupts, Request, plan, process
 from caldp.reporter import open_reporter
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from caldp.dataset import Dataset
 from caldp.errors import InputError, UnsupportedError
@@ -207,10 +207,10 @@ def _copy(run: Run, source: Path, root: str, suffix: str) -> InputFile:
     return InputFile(target.name, root, suffix, target.stat().st_size, digest.hexdigest(), str(source))
 
 
-def _read(run: Run, source: Path, reader: Any) -> bytes:
+def _read(run: Run, source: Path, reader: IO[bytes]) -> bytes:
     # Apart from the write, so that a full disk is not taken for a damaged input.
     try:
-        return bytes(reader.read(_CHUNK))
+        return reader.read(_CHUNK)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{run.dataset}: {source} cannot be read ({error})", remedy="fetch it again") from error
 

@@ -153,7 +153,7 @@ def _server_config(run: Run) -> dict[str, Any]:
             return {}
         raise ReferencesError(
             f"{run.dataset}: there is no CRDS cache at {config.crds_path} (no config/hst/server_config)",
-            remedy="export CRDS_PATH=<CRDS cache>, or use caldp-config-offsite to fetch references from the CRDS server",
+            remedy="export CRDS_PATH=<CRDS cache>, or use caldp-config-offsite to fetch from the CRDS server",
         )
     try:
         settings = ast.literal_eval(path.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +97,7 @@ class Telemetry:
         for name in (_MAIN_LOG, *_LOGS.values()):
             handler = logging.FileHandler(directory / name, encoding="utf-8")
             handler.setFormatter(formatter)
-            handler.addFilter(lambda record, name=name: _LOGS.get(record.stage, _MAIN_LOG) == name)
+            handler.addFilter(_belongs_to(name))
             self._log.addHandler(handler)
 
     @property
@@ -204,24 +204,28 @@ class Telemetry:
         return text
 
 
+def _belongs_to(log: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: _LOGS.get(getattr(record, "stage", ""), _MAIN_LOG) == log
+
+
 def _as_text(stage: Stage) -> str:
     """Lay a stage out as ``/usr/bin/time -v`` does, which is what readers of these files know."""
-    rows = [("Stage", stage.name, stage.wall, stage.cpu, stage.peak_memory, None)]
-    rows += [("Program", " ".join(p.argv), p.wall, p.cpu, p.peak_memory, p) for p in stage.programs]
-    blocks = []
-    for kind, name, wall, cpu, memory, program in rows:
-        lines = [
-            f"{kind}: {name}",
-            f"\tElapsed (wall clock) time (s): {wall:.2f}",
-            f"\tUser and system time (s): {cpu:.2f}",
-            f"\tMaximum resident set size (kbytes): {memory // 1024}",
-        ]
-        if program is None:
-            lines += [f"\tBytes read: {stage.bytes_in}", f"\tBytes written: {stage.bytes_out}"]
-        else:
-            lines += [f"\tOutcome: {program.outcome}"]
-        blocks.append("\n".join(lines) + "\n")
-    return "".join(blocks)
+    moved = [f"\tBytes read: {stage.bytes_in}", f"\tBytes written: {stage.bytes_out}"]
+    lines = _costs(f"Stage: {stage.name}", stage.wall, stage.cpu, stage.peak_memory, moved)
+    for program in stage.programs:
+        title = f"Program: {' '.join(program.argv)}"
+        lines += _costs(title, program.wall, program.cpu, program.peak_memory, [f"\tOutcome: {program.outcome}"])
+    return "\n".join(lines) + "\n"
+
+
+def _costs(title: str, wall: float, cpu: float, memory: int, more: list[str]) -> list[str]:
+    return [
+        title,
+        f"\tElapsed (wall clock) time (s): {wall:.2f}",
+        f"\tUser and system time (s): {cpu:.2f}",
+        f"\tMaximum resident set size (kbytes): {memory // 1024}",
+        *more,
+    ]
 
 
 def _cpu() -> float:

@@ -66,10 +66,10 @@ def table(columns: Sequence[fits.Column], keywords: Mapping[str, Card], name: st
     """Binary table extension with extra header `keywords` and, if given, an extension `name`."""
     native = fits.BinTableHDU.from_columns(columns)
     fields = np.asarray(native.data)
-    # astropy would swap the bytes of a wide table item by item at the time of writing, which takes seconds.
+    # astropy swaps the bytes of a wide field item by item when it writes, which takes seconds: swap beforehand.
     hdu = fits.BinTableHDU(fields.astype(fields.dtype.newbyteorder(">")).view(fits.FITS_rec))
     for given, written in zip(native.columns, hdu.columns, strict=True):
-        written.name, written.format, written.unit, written.dim = given.name, given.format, given.unit, given.dim
+        written.format, written.unit = given.format, given.unit
     if name:
         hdu.header["EXTNAME"] = name
         hdu.header["EXTVER"] = 1
