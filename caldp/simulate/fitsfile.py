@@ -66,7 +66,7 @@ def table(columns: Sequence[fits.Column], keywords: Mapping[str, Card], name: st
     """Binary table extension with extra header `keywords` and, if given, an extension `name`."""
     native = fits.BinTableHDU.from_columns(columns)
     fields = np.asarray(native.data)
-    # astropy swaps the bytes of a wide field item by item when it writes, which takes seconds: swap beforehand.
+    # astropy swaps the bytes of a wide field item by item when it writes, which takes seconds: swap before.
     hdu = fits.BinTableHDU(fields.astype(fields.dtype.newbyteorder(">")).view(fits.FITS_rec))
     for given, written in zip(native.columns, hdu.columns, strict=True):
         written.format, written.unit = given.format, given.unit

@@ -76,8 +76,8 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
         "lref": f"{simulation.crds_path}/references/hst/",
     }
     raw = f"{simulation.dataset}_rawtag_a.fits"
-    command = [sys.executable, "-m", "crds.bestrefs", "--update-bestrefs", "--new-context", simulation.context]
-    bestrefs = _run([*command, "--files", raw], work, environment)
+    command = [sys.executable, "-m", "crds.bestrefs", "--update-bestrefs", "--files", raw]
+    bestrefs = _run([*command, "--new-context", simulation.context], work, environment)
     calcos = _run([_calcos_program(), "-o", "out", raw], work, environment)
     return Calibrated(simulation, bestrefs, calcos, work)
 

@@ -1,0 +1,60 @@
+# Two commands on a fresh machine: `make demo` runs the main job, `make test` passes the tests.
+# Each sets up what it needs in .venv; only Python 3.11 or newer and make must be there.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+DEMO   ?= demo
+JOBS   ?= 2
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help demo test test-slow perf lint clean
+
+help:
+	@echo "make demo       calibrate a simulated Hubble exposure and look at the result"
+	@echo "make test       the default test suite, with coverage"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make perf       benchmarks: figures and ratios, nothing asserted"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove the virtual environment, the demo and caches"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard scripts/*) | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml setup.py $(wildcard scripts/*) | $(BIN)/python
+	$(PIP) --editable '.[dev,test]'
+	@touch $@ $(VENV)/.installed
+
+# The simulated dataset's name is the default of `caldp simulate`.
+demo: $(VENV)/.installed
+	@$(BIN)/caldp simulate $(DEMO)
+	@echo
+	@CALDP_HOME=$(DEMO) $(BIN)/caldp-process lsim01sxq file:$(DEMO)/inputs file:$(DEMO)/outputs $(DEMO)/caldp-config-simulated
+	@echo
+	@$(BIN)/caldp compare $(DEMO)/outputs/data/cos/lsim01sxq/lsim01sxq_x1d.fits $(DEMO)/truth/lsim01sxq_spectrum.ecsv
+	@echo
+	@echo "Look at $(DEMO)/outputs/data/cos/lsim01sxq/report.html"
+
+test: $(VENV)/.installed-test
+	$(PYTEST) -m "not slow" -n $(JOBS) --cov=caldp --cov-report=term --cov-fail-under=80
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow -n $(JOBS)
+
+perf: $(VENV)/.installed-test
+	$(BIN)/python tests/perf/overhead.py
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
