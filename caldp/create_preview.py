@@ -4,14 +4,17 @@ A spectrum gets ``<base>.png``, ``<base>_thumb.png`` and, for COS, ``<base>_prev
 made by spec-plots.  An image gets ``<base>.jpg`` and ``<base>_thumb.jpg``, made here:
 
 - All science extensions of the file are in one picture with one scale, so that they can be compared.  Chips
-  wider than tall are stacked upwards, extension 1 at the bottom (the order of the chips of ACS/WFC and WFC3/UVIS
-  on their detectors); others are in reading order (of the two images of a COS acquisition, the first is left).
+  wider than tall are stacked upwards, extension 1 at the bottom (the order of the chips of ACS/WFC and
+  WFC3/UVIS on their detectors); others are in reading order (of the two images of a COS acquisition, the
+  first is left).
 - y points up and the origin is at the lower left, as in every FITS viewer.
 - Asinh stretch of the interval that holds 99.5 per cent of the valid pixels.  Where most pixels share one
-  value (single photons on an empty background), it says nothing of the others, and the interval is theirs.
+  value (single photons on an empty background), the interval is that of the others, and at least ten times as
+  wide as half of them need, or as wide as all of them need: a photon then is dark grey, a star is white.
 - Pixels that DQ calls bad, or that hold no number, are blue (`BAD_COLOR`); places without exposure (zero
-  weight in a drizzled image, the gap between chips) are dark slate (`BLANK_COLOR`).  Neither enters the scale,
-  nor the mean where pixels are averaged; there they tint the mean by their share of it.
+  weight in a drizzled image, the gap between chips) are dark slate (`BLANK_COLOR`).  Neither enters the
+  scale, nor the mean where pixels are averaged; there they tint the mean, in the full-size picture so that one
+  in sixteen still shows.
 - Pictures longer than `MAX_SIDE` are averaged down by a whole factor.
 
 ``python -m caldp.create_preview FILE...`` makes previews by hand.  In a run, `create_previews` starts the
@@ -65,6 +68,9 @@ MAX_SIDE = 4352
 BAD_BITS = 1 | 2 | 4 | 8 | 16 | 128 | 512
 
 _INTERVAL = 99.5
+_CONTRAST = 10.0
+"""Where most pixels share one value: the scale reaches so many times as far from it as half of the others do."""
+
 _HUGE = 1e38
 """Values beyond are no measurement: they would not survive in a 32-bit float."""
 
@@ -199,9 +205,9 @@ def make_image_preview(product: Path, directory: Path, thumbnail: int = 128) -> 
             names = _names(product, hdus, "image")
             mosaic = _read_mosaic(hdus)
         with _published(product, directory, names) as scratch:
-            full = mosaic.draw(label=True)
+            full = mosaic.draw(thumbnail=False)
             longest = max(full.size)
-            small = mosaic.binned(max(1, longest // thumbnail)).draw(label=False)
+            small = mosaic.binned(max(1, longest // thumbnail)).draw(thumbnail=True)
             scale = thumbnail / longest
             shape = (max(1, round(full.width * scale)), max(1, round(full.height * scale)))
             small = small.resize(shape, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)
@@ -502,14 +508,14 @@ def _opened(path: Path) -> Iterator[fits.HDUList]:
         # A header cut short is only a warning to astropy, which then hides the extension.
         for damage in ("File may have been truncated", "Error validating header"):
             warnings.filterwarnings("error", damage, AstropyWarning)
-        # Our own handle, because astropy leaves its one open when it gives up.  Without memory mapping, pages of a
-        # large file do not count as memory of this process.
+        # Our own handle, because astropy leaves its one open when it gives up.  Without memory mapping, pages
+        # of a large file do not count as memory of this process.
         with path.open("rb") as file:
             try:
                 hdus = fits.open(file, memmap=False)
                 count = len(hdus)
             except AstropyWarning as warning:
-                raise PreviewError(f"truncated or damaged: {str(warning).partition(' (note')[0]}") from warning
+                raise PreviewError(f"damaged: {str(warning).partition(' (note')[0]}") from warning
             with hdus:
                 if not path.name.endswith(".gz"):
                     available = path.stat().st_size
@@ -539,8 +545,8 @@ def _kind(hdus: fits.HDUList) -> Literal["spectrum", "image"] | None:
         columns = {str(hdus[1].header[key]).strip().upper() for key in hdus[1].header["TTYPE*"]}
         return "spectrum" if {"WAVELENGTH", "FLUX"} <= columns else None
     dispersed = _keyword(hdus, "INSTRUME") in ("COS", "STIS") and _keyword(hdus, "OBSTYPE") == "SPECTROSCOPIC"
-    images = _science(hdus) or [hdu for hdu in hdus[1:] if hdu.is_image and hdu.name == "SCI"]
-    return "image" if images and not dispersed else None
+    empty = any(hdu.is_image and hdu.name == "SCI" and hdu.header.get("NAXIS") == 0 for hdu in hdus)
+    return "image" if (empty or _science(hdus)) and not dispersed else None
 
 
 # ---- spectra
@@ -620,7 +626,7 @@ class _Mosaic:
         bad, blank = ((_block_sum(share, factor) / cells).astype(np.float32) for share in (self.bad, self.blank))
         return _Mosaic(values, bad, blank)
 
-    def draw(self, *, label: bool) -> Image.Image:
+    def draw(self, *, thumbnail: bool) -> Image.Image:
         """Stretch it into a picture, y up."""
         import numpy as np
         from astropy.visualization import AsinhStretch
@@ -634,12 +640,16 @@ class _Mosaic:
             low, high = limits
             np.clip((self.values - low) / (high - low), 0.0, 1.0, out=grey, casting="unsafe")
             grey = AsinhStretch()(grey, out=grey)
+        # A bad pixel in a block of sixteen would not survive JPEG as a tint of one sixteenth.  A thumbnail of an
+        # image with the usual per cent of hot pixels would be all blue, though.
+        tint = self.bad if thumbnail else np.minimum(np.sqrt(self.bad), 1.0 - self.blank)
+        grey *= (1.0 - tint - self.blank) * 255.0
         channels = []
         for bad, blank in zip(BAD_COLOR, BLANK_COLOR, strict=True):
-            channel = (1.0 - invalid) * grey * 255.0 + self.bad * bad + self.blank * blank
+            channel = np.clip(grey + tint * bad + self.blank * blank, 0.0, 255.0)
             channels.append(np.rint(channel).astype(np.uint8)[::-1])
         picture = Image.fromarray(np.dstack(channels))
-        if label and limits is None:
+        if limits is None and not thumbnail:
             words = f"every valid pixel is {valid[0]:g}" if valid.size else "no valid pixel"
             font = ImageFont.load_default(size=max(10, picture.width // 30))
             ImageDraw.Draw(picture).text((picture.width // 40, picture.height // 40), words, (255, 220, 120), font)
@@ -663,7 +673,10 @@ def _limits(valid: Floats) -> tuple[float, float] | None:
     low, high = PercentileInterval(_INTERVAL).get_limits(sample)
     if others.size < sample.size / 2:
         low, high = PercentileInterval(_INTERVAL).get_limits(others)
-        low, high = min(low, usual), max(high, usual)
+        # However few photons the target has, single ones of the background must not look like it.
+        typical = usual + _CONTRAST * (float(np.median(others)) - usual)
+        low = min(low, usual, max(typical, float(others.min())))
+        high = max(high, usual, min(typical, float(others.max())))
     return float(low), float(high)
 
 

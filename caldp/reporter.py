@@ -172,7 +172,7 @@ class PlainReporter:
 
     def stage_done(self, name: str, seconds: float) -> None:
         """Say how long the stage took."""
-        self._say(f"{name}: done in {_duration(seconds)}")
+        self._say(f"{name}: done in {human_time(seconds)}")
 
     def finish(self, outcome: Outcome) -> None:
         """Print the summary, and the failure line if it is one."""
@@ -183,7 +183,7 @@ class PlainReporter:
 
     def _say(self, text: str) -> None:
         now = datetime.now(UTC)
-        self._out.line(_printable(f"{now:%Y-%m-%dT%H:%M:%SZ} {self._dataset} {text}"))
+        self._out.line(printable(f"{now:%Y-%m-%dT%H:%M:%SZ} {self._dataset} {text}"))
 
 
 class JsonReporter:
@@ -323,7 +323,7 @@ class RichReporter:
     def start(self, dataset: str) -> None:
         """Show the view."""
         with self._lock:
-            self._dataset = _printable(dataset)
+            self._dataset = printable(dataset)
             self._started = time.monotonic()
         # Whatever happens to the run, the cursor comes back.
         atexit.register(self._live.stop)
@@ -355,7 +355,7 @@ class RichReporter:
             return
         style = "bold red" if level == "ERROR" else "yellow"
         with contextlib.suppress(OSError, ValueError):
-            self._console.print(self._text((f"{level}: ", style), (_printable(text), "")), soft_wrap=True)
+            self._console.print(self._text((f"{level}: ", style), (printable(text), "")), soft_wrap=True)
 
     def stage_done(self, name: str, seconds: float) -> None:
         """Mark a stage as done."""
@@ -401,12 +401,12 @@ class RichReporter:
                 style = {"done": "green", "failed": "bold red", "running": "cyan"}.get(mark, "dim")
                 name_style = "" if mark == "done" else style
                 row = self._text((f"  {self._marks[mark]} ", style), (f"{name:<12}", name_style))
-                row.append(f"{_duration(seconds):>12}" if seconds is not None else "", "dim")
+                row.append(f"{human_time(seconds):>12}" if seconds is not None else "", "dim")
                 rows.append(row)
                 if mark == "running":
                     said = f"{self._program}: {self._line}" if self._program else self._line
                     # Always there, so that the view does not jump when a program starts to speak.
-                    rows.append(self._text((f"      {_printable(said[:1000])}", "dim")))
+                    rows.append(self._text((f"      {printable(said[:1000])}", "dim")))
         return Group(*rows)
 
     def _state(self, name: str, stage: _Stage, now: float) -> tuple[str, float | None]:
@@ -478,7 +478,7 @@ def summary_lines(outcome: Outcome) -> list[str]:
     headline = [_HEADLINES.get(outcome.state, outcome.state)]
     headline += [f"attempt {outcome.attempt}"] if outcome.attempt else []
     if outcome.seconds and outcome.state in ("processed", "error"):
-        headline += [_duration(outcome.seconds)]
+        headline += [human_time(outcome.seconds)]
     rows: list[tuple[str, str]] = []
     if outcome.exit_code:
         name, meaning = EXIT_CODES.get(outcome.exit_code, ("unknown", ""))
@@ -503,7 +503,7 @@ def summary_lines(outcome: Outcome) -> list[str]:
     rows += [("report", outcome.report), ("workspace", outcome.scratch)]
     lines = [f"{outcome.dataset}: {', '.join(headline)}"]
     lines += [f"  {label:<{_LABEL_WIDTH - 2}}{value}" for label, value in rows if value]
-    return [_printable(line) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def _plan_rows(plan: Mapping[str, Any], context: str) -> list[tuple[str, str]]:
@@ -535,7 +535,7 @@ def failure_line(outcome: Outcome) -> str:
     reason = outcome.reason or meaning or f"exit code {outcome.exit_code}"
     named = not outcome.dataset or reason.casefold().startswith(outcome.dataset.casefold())
     text = f"caldp-process: {reason}" if named else f"caldp-process: {outcome.dataset}: {reason}"
-    return _printable(f"{text}; {outcome.remedy}" if outcome.remedy else text)
+    return printable(f"{text}; {outcome.remedy}" if outcome.remedy else text)
 
 
 def human_size(size: float) -> str:
@@ -564,8 +564,18 @@ def _failed(outcome: Outcome) -> bool:
     return outcome.exit_code != 0 or outcome.state == "error"
 
 
-def _duration(seconds: float) -> str:
-    """Write seconds as ``0.4 s``, ``38 s``, ``2 min 05 s`` or ``1 h 02 min``."""
+def human_time(seconds: float) -> str:
+    """Write a time as ``0.4 s``, ``38 s``, ``2 min 05 s`` or ``1 h 02 min``.
+
+    Parameters
+    ----------
+    seconds : float
+        Not negative.
+
+    Returns
+    -------
+    str
+    """
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -583,8 +593,19 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _printable(text: str) -> str:
-    """Make one harmless line of any text: no escape sequences, control characters or changes of direction."""
+def printable(text: str) -> str:
+    """Make one harmless line of any text.
+
+    Parameters
+    ----------
+    text : str
+        For example a line that a program printed, or a header value.
+
+    Returns
+    -------
+    str
+        Without escape sequences, control characters or changes of writing direction.
+    """
     return _HARMFUL.sub(" ", _ESCAPES.sub("", text)).rstrip()
 
 

@@ -64,7 +64,8 @@ def simulate(
     Raises
     ------
     ValueError
-        If an argument is out of its range.
+        If an argument is out of its range, or if `directory` holds the raw files of another simulation: a
+        calibration would take them for its own.
     """
     dataset = _checked_dataset(dataset, exposures)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -77,6 +78,7 @@ def simulate(
     directory = Path(directory).resolve()
     inputs, crds_path = directory / "inputs", directory / "crds_cache"
     plans = _plans(dataset, exposures, seed, float(exposure_time))
+    _refuse_other_inputs(inputs, dataset, plans)
     for plan in plans:
         exposure.write_exposure(inputs, plan)
     members = tuple(plan.rootname for plan in plans)
@@ -140,6 +142,16 @@ def _checked_dataset(dataset: str | None, exposures: int) -> str:
     return name
 
 
+def _refuse_other_inputs(inputs: Path, dataset: str, plans: list[Exposure]) -> None:
+    """ValueError if `inputs` holds FITS files that this simulation will not overwrite."""
+    own = {f"{plan.rootname}_{suffix}.fits" for plan in plans for suffix in ("rawtag_a", "spt")}
+    if len(plans) > 1:
+        own.add(f"{dataset}_asn.fits")
+    others = sorted(path.name for path in inputs.glob("*.fits") if path.name not in own)
+    if others:
+        raise ValueError(f"{inputs} holds files of another data set: {', '.join(others)}")
+
+
 def _plans(dataset: str, exposures: int, seed: int, exposure_time: float) -> list[Exposure]:
     """The exposures of a data set."""
     from caldp.simulate.exposure import Exposure
@@ -148,6 +160,5 @@ def _plans(dataset: str, exposures: int, seed: int, exposure_time: float) -> lis
         return [Exposure(dataset, 0, 3, exposure_time, seed)]
     names = [f"{dataset[:6]}s{number}q" for number in range(1, exposures + 1)]
     return [
-        Exposure(name, index, index + 1, exposure_time, seed, association=dataset)
-        for index, name in enumerate(names)
+        Exposure(name, index, index + 1, exposure_time, seed, association=dataset) for index, name in enumerate(names)
     ]

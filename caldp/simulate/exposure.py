@@ -1,8 +1,5 @@
 """Simulated exposures: photon events, and the raw FITS files that a calibration starts from."""
 
-# mypy: disable-error-code="import-untyped,import-not-found"
-# astropy ships no type information.
-
 from __future__ import annotations
 
 import datetime

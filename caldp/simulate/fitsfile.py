@@ -1,8 +1,5 @@
 """Writing files that are byte-identical from run to run: no clock, no host, no leftovers of a crash."""
 
-# mypy: disable-error-code="import-untyped,import-not-found"
-# astropy ships no type information.
-
 from __future__ import annotations
 
 import gzip
@@ -34,9 +31,7 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
-def write_fits(
-    path: Path, primary: Mapping[str, Card], extensions: Sequence[Any], *, compressed: bool = False
-) -> None:
+def write_fits(path: Path, primary: Mapping[str, Card], extensions: Sequence[Any], *, compressed: bool = False) -> None:
     """Write a FITS file.
 
     Parameters

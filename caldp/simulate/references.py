@@ -6,9 +6,6 @@ BRFTAB and DEADTAB, PHAMIN and PHAMAX in SPOTTAB, REF_TIME in TDSTAB, SPECRES in
 TWOZXTAB.
 """
 
-# mypy: disable-error-code="import-untyped,import-not-found"
-# astropy ships no type information.
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -56,9 +53,7 @@ def _primary(filetype: str, description: str, **extra: Card) -> dict[str, Card]:
     }
 
 
-def _column(
-    name: str, form: str, values: object, unit: str | None = None, dim: str | None = None
-) -> fits.Column:
+def _column(name: str, form: str, values: object, unit: str | None = None, dim: str | None = None) -> fits.Column:
     """Table column with `values` for all rows."""
     return fits.Column(name, form, array=values, unit=unit, dim=dim)
 

@@ -177,9 +177,7 @@ def instrument_mapping() -> str:
 
 def pipeline_mapping() -> str:
     """Text of the pipeline mapping (pmap)."""
-    header = _header(
-        {"derived_from": "simulated", "mapping": "PIPELINE", "name": CONTEXT, "parkey": ("INSTRUME",)}
-    )
+    header = _header({"derived_from": "simulated", "mapping": "PIPELINE", "name": CONTEXT, "parkey": ("INSTRUME",)})
     return with_checksum(header + _selector({"COS": INSTRUMENT_MAPPING}))
 
 

@@ -1,8 +1,5 @@
 """The injected spectrum, its truth table, and the comparison of a calibrated spectrum with it."""
 
-# mypy: disable-error-code="import-untyped,import-not-found"
-# astropy ships no type information.
-
 from __future__ import annotations
 
 import io
@@ -78,9 +75,7 @@ def flux(wave: Array) -> Array:
     return continuum(wave) * factor
 
 
-def write_truth(
-    path: Path, exposures: Mapping[str, Mapping[str, Any]], seed: int, exposure_time: float
-) -> None:
+def write_truth(path: Path, exposures: Mapping[str, Mapping[str, Any]], seed: int, exposure_time: float) -> None:
     """Write the injected spectrum as an ECSV table.
 
     Parameters

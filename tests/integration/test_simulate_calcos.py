@@ -39,7 +39,7 @@ class Calibrated:
 
 
 def _run(command: list[str], work: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         command,
         cwd=work,
         env=environment,
@@ -87,9 +87,7 @@ def test_rules_select_every_reference(calibrated: Calibrated) -> None:
     assert re.search(r"\b0 warnings", calibrated.bestrefs)
     header = fits.getheader(calibrated.work / f"{calibrated.simulation.dataset}_rawtag_a.fits")
     assert header["CRDS_CTX"] == calibrated.simulation.context
-    assert {rule.kind: header[rule.kind] for rule in RULES} == {
-        rule.kind: f"lref${rule.reference}" for rule in RULES
-    }
+    assert {rule.kind: header[rule.kind] for rule in RULES} == {rule.kind: f"lref${rule.reference}" for rule in RULES}
     assert {header[kind] for kind in NOT_APPLICABLE} == {"N/A"}
 
 

@@ -62,7 +62,7 @@ def association(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
 
 def test_import_is_light() -> None:
     code = "import sys, caldp.simulate; print('numpy' in sys.modules, 'astropy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
@@ -83,7 +83,7 @@ def test_layout_of_a_single_exposure(single: Simulation) -> None:
 def test_config_script_exports_the_cache(single: Simulation) -> None:
     names = ("PATH", "CONTEXT", "OBSERVATORY", "SERVER_URL", "READONLY_CACHE")
     script = f'. "$0"; printf "%s\\n" {" ".join(f"$CRDS_{name}" for name in names)}'
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         ["/bin/bash", "-c", script, str(single.config)], capture_output=True, text=True, check=True, env={}
     )
     assert done.stdout.splitlines() == [
@@ -228,6 +228,13 @@ def test_bad_arguments_write_nothing(tmp_path: Path, arguments: dict[str, object
     with pytest.raises(ValueError, match=message):
         simulate(tmp_path / "out", **arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_other_data_sets_are_not_mixed(association: Simulation) -> None:
+    before = _digests(association.directory)
+    with pytest.raises(ValueError, match="another data set"):
+        simulate(association.directory, exposure_time=SHORT)
+    assert _digests(association.directory) == before
 
 
 def test_dataset_is_stored_in_lower_case(tmp_path: Path) -> None:

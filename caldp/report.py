@@ -1,0 +1,964 @@
+"""The report: one self-contained HTML page about one calibrated dataset.
+
+The page needs nothing but itself: pictures are data URIs, the spectrum is drawn here as SVG, a content security
+policy forbids every request, and the little JavaScript there is (reading off and zooming the spectrum) can be
+missing.  Whatever is broken or absent is said in its place: a report must never fail a good run.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import math
+import re
+import shlex
+import warnings
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from caldp.reporter import human_size, human_time, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
+
+#: Most points drawn per segment of a spectrum, and in all.
+MAX_POINTS = 1500
+_MAX_POINTS_IN_ALL = 6000
+
+#: A preview larger than this is inlined downsized, in bytes.
+MAX_PICTURE = 600_000
+
+#: What all inlined previews together may take, in bytes before base64, which adds a third.
+_PICTURE_BUDGET = 1_900_000
+
+_LOG_TAIL = 60
+_LOG_ALARMS = 200
+_LOG_LINE = 1000
+
+_SPECTRA = ("x1dsum", "sx1", "x1d")
+"""Suffixes of one-dimensional spectra, the best first."""
+
+_FACTS_FROM = ("x1d", "sx1", "flt", "flc", "corrtag", "corrtag_a", "corrtag_b", "crj", "drz", "drc")
+"""Suffixes of products whose headers describe an exposure, the best first."""
+
+_SUFFIXES = {
+    "asn": "association table",
+    "corrtag": "corrected events",
+    "counts": "count image",
+    "crj": "cosmic rays rejected, combined",
+    "crc": "cosmic rays rejected, CTE corrected",
+    "drc": "drizzled, CTE corrected",
+    "drz": "drizzled",
+    "flc": "flat-fielded, CTE corrected",
+    "flt": "flat-fielded image",
+    "lampflash": "wavelength calibration lamp",
+    "spt": "support, planning and telemetry",
+    "sx1": "spectrum of combined exposures",
+    "sx2": "two-dimensional spectrum, combined",
+    "tra": "trailer: what the programs said",
+    "trl": "trailer: what the programs said",
+    "x1d": "spectrum of one exposure",
+    "x1dsum": "combined spectrum",
+    "x2d": "two-dimensional spectrum",
+}
+
+#: Lines of the Earth's upper atmosphere that outshine faint targets, in Angstrom: name, from, to, peak.
+_AIRGLOW = (("Lyα", 1208.0, 1223.0, 1215.67), ("O I", 1300.0, 1308.0, 1304.9))
+
+_ALARM = re.compile(r"\b(?:WARNING|ERROR|CRITICAL|FATAL|Warning:|Error:|\w+(?:Error|Warning):)")
+_EXPOSURE = re.compile(r"([a-z][a-z0-9]{8})_(\w+)\.fits")
+
+
+def render(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Write the report of one dataset.
+
+    Parameters
+    ----------
+    directory : Path
+        The folder of the dataset: products at the top, and in it ``logs`` and ``previews``.
+    manifest : mapping
+        What was made, from what, by what; any key may be missing.
+    metrics : mapping
+        What each stage cost; any key may be missing.
+
+    Returns
+    -------
+    str
+        A complete HTML page.
+
+    Notes
+    -----
+    Header values, program output and names are hostile text: the template escapes all of it.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("caldp", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    with warnings.catch_warnings():
+        # What astropy and Pillow have to say about a damaged file is said by its place in the page.
+        warnings.simplefilter("ignore")
+        content = _content(directory, manifest, metrics)
+    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return environment.get_template("report.html.j2").render(content)
+
+
+def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what the template shows, as text and numbers ready to be written."""
+    products = _entries(manifest, "products")
+    instrument = _text(manifest.get("instrument"))
+    notes: list[str] = []
+    spectrum = _best_spectrum(directory, [p["name"] for p in products], notes)
+    pictures = _pictures(directory, _entries(manifest, "previews"))
+    hero = None
+    if spectrum is None:
+        hero = next((p for p in pictures if p.uri), None)
+    exposures, headers = _exposures(directory, [p["name"] for p in products])
+    best = _header(directory / spectrum.product) if spectrum else {}
+    started, finished = _when(manifest.get("started")), _when(manifest.get("finished"))
+    total = _mapping(metrics.get("total"))
+    seconds = (finished - started).total_seconds() if started and finished else _number(total.get("wall_s"))
+    stages, programs = _stages(metrics, manifest)
+    references = _entries(manifest, "references")
+    previews = _entries(manifest, "previews")
+    facts = _facts(best or (headers[0] if headers else {}), headers, instrument)
+    config = _mapping(manifest.get("config"))
+    return {
+        "dataset": _text(manifest.get("dataset")) or directory.name,
+        "instrument": instrument.upper(),
+        "kind": _text(manifest.get("kind")),
+        "state": _text(manifest.get("state")) or "unknown",
+        "attempt": _text(manifest.get("attempt")),
+        "run": _text(manifest.get("run")),
+        "reason": _text(manifest.get("reason")),
+        "context": _text(manifest.get("context")),
+        "started": _utc(started),
+        "finished": _utc(finished),
+        "duration": human_time(max(seconds, 0)) if seconds is not None else "",
+        "peak": _size(total.get("peak_memory_bytes")),
+        "spectrum": spectrum,
+        "hero": hero,
+        "gallery": [p for p in pictures if p is not hero],
+        "notes": notes,
+        "facts": facts,
+        "exposures": exposures,
+        "stages": stages,
+        "programs": programs,
+        "total": _cost(total),
+        "references": [_file_row(r, "sha1") | {"override": bool(r.get("override"))} for r in references],
+        "references_size": _sum(references),
+        "products": [_file_row(p, "sha256") | _fate(directory, p) for p in products],
+        "products_size": _sum(products),
+        "previews": [_file_row(p, "sha256") for p in previews],
+        "inputs": [_file_row(i, "sha256") for i in _entries(manifest, "inputs")],
+        "inputs_size": _sum(_entries(manifest, "inputs")),
+        "input": _text(manifest.get("input")),
+        "output": _text(manifest.get("output")),
+        "versions": _pairs(manifest.get("versions")),
+        "config": _pairs(config),
+        "warnings": [_text(w) for w in _sequence(manifest.get("warnings"))],
+        "log": _log(directory / "logs"),
+        "command": _command(manifest, config, references),
+    }
+
+
+# ---- what the manifest and the metrics say -----------------------------------------------------------------------
+
+
+def _text(value: object) -> str:
+    return "" if value is None else printable(str(value))
+
+
+def _number(value: object) -> float | None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None  # type: ignore[arg-type]
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _sequence(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _entries(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the files listed under ``key``, each with at least a name."""
+    rows = [dict(entry) for entry in _sequence(record.get(key)) if isinstance(entry, Mapping)]
+    return [{**row, "name": _text(row.get("name"))} for row in rows]
+
+
+def _size(value: object) -> str:
+    number = _number(value)
+    return human_size(number) if number is not None and number > 0 else ""
+
+
+def _seconds(value: object) -> str:
+    number = _number(value)
+    return human_time(max(number, 0)) if number is not None else ""
+
+
+def _sum(entries: Iterable[Mapping[str, Any]]) -> str:
+    return human_size(sum(_number(entry.get("size")) or 0 for entry in entries))
+
+
+def _pairs(value: object) -> list[tuple[str, str]]:
+    """Flatten a mapping into names and texts, without what is empty."""
+    rows: list[tuple[str, str]] = []
+    for key, item in _mapping(value).items():
+        if isinstance(item, Mapping):
+            rows += [(f"{_text(key)} {name}", text) for name, text in _pairs(item)]
+        elif item not in (None, "", [], ()):
+            rows.append((_text(key), {"True": "yes", "False": "no"}.get(str(item), _text(item))))
+    return rows
+
+
+def _when(value: object) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(str(value))
+    except ValueError:
+        return None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _utc(time: datetime | None) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC" if time else ""
+
+
+def _file_row(entry: Mapping[str, Any], checksum: str) -> dict[str, str]:
+    size, digest = _number(entry.get("size")), _text(entry.get(checksum))
+    return {
+        "name": _text(entry.get("name")),
+        "type": _text(entry.get("type") or entry.get("kind")),
+        "product": _text(entry.get("product")),
+        "size": human_size(size) if size is not None else "",
+        "bytes": f"{size:,.0f} bytes" if size is not None else "",
+        "digest": digest,
+        "short": digest[:12],
+    }
+
+
+def _fate(directory: Path, product: Mapping[str, Any]) -> dict[str, str]:
+    """Say what a product is, by its suffix, and whether it is where it should be."""
+    stem = PurePosixPath(product["name"]).name
+    suffix = stem.rpartition(".")[2] if not stem.endswith(".fits") else stem[:-5].partition("_")[2]
+    base = re.sub(r"_[a-d]$|\d$", "", suffix)
+    what = _SUFFIXES.get(suffix) or _SUFFIXES.get(base, "")
+    if suffix != base and what and suffix not in _SUFFIXES:
+        detail = suffix[len(base) :].strip("_")
+        what += f", FP-POS {detail}" if base == "x1dsum" else f", segment {detail.upper()}"
+    path = _inside(directory, product["name"])
+    return {"what": what, "problem": "" if path is not None and path.is_file() else "not in the folder"}
+
+
+def _inside(directory: Path, name: str) -> Path | None:
+    """Return the path of a listed file, or None if the name leads out of the directory."""
+    parts = PurePosixPath(name)
+    if not name or parts.is_absolute() or ".." in parts.parts or "\0" in name:
+        return None
+    return directory / parts
+
+
+def _cost(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "wall": _seconds(entry.get("wall_s")),
+        "cpu": _seconds(entry.get("cpu_s")),
+        "memory": _size(entry.get("peak_memory_bytes")),
+        "read": _size(entry.get("bytes_in")),
+        "written": _size(entry.get("bytes_out")),
+    }
+
+
+def _stages(
+    metrics: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lay the stages out in time; programs that no stage claims are returned beside."""
+    stages = [s for s in _sequence(metrics.get("stages")) if isinstance(s, Mapping)]
+    total = sum(_number(s.get("wall_s")) or 0 for s in stages) or 1.0
+    most = max((_number(s.get("peak_memory_bytes")) or 0 for s in stages), default=0) or 1.0
+    rows: list[dict[str, Any]] = []
+    begun, claimed = 0.0, False
+    for stage in stages:
+        wall = _number(stage.get("wall_s")) or 0.0
+        programs = [_program(p) for p in _sequence(stage.get("programs")) if isinstance(p, Mapping)]
+        claimed = claimed or bool(programs)
+        rows.append(
+            _cost(stage)
+            | {
+                "name": _text(stage.get("name")),
+                "left": f"{100 * begun / total:.2f}",
+                "width": f"{100 * wall / total:.2f}",
+                "share": f"{100 * (_number(stage.get('peak_memory_bytes')) or 0) / most:.1f}",
+                "programs": programs,
+            }
+        )
+        begun += wall
+    listed = () if claimed else _sequence(manifest.get("programs"))
+    return rows, [_program(p) for p in listed if isinstance(p, Mapping)]
+
+
+def _program(entry: Mapping[str, Any]) -> dict[str, Any]:
+    argv = [_text(word) for word in _sequence(entry.get("argv"))]
+    status, signal = entry.get("exit_status"), _text(entry.get("signal"))
+    # The directories of programs and arguments are those of a workspace that is gone: names say it all.
+    command = shlex.join([PurePosixPath(argv[0]).name, *argv[1:]]) if argv else _text(entry.get("program"))
+    return _cost(entry) | {
+        "name": _text(entry.get("program")),
+        "command": command,
+        "outcome": f"killed by {signal}" if signal else f"exit status {_text(status)}" if status is not None else "",
+        "failed": bool(signal) or status not in (0, None),
+    }
+
+
+def _command(
+    manifest: Mapping[str, Any], config: Mapping[str, Any], references: Sequence[Mapping[str, Any]]
+) -> str:
+    """Return the command that calibrates the dataset again in the same way."""
+    argv = ["caldp-process", _text(manifest.get("dataset")) or "DATASET"]
+    argv += [_text(manifest.get("input")) or "file:.", _text(manifest.get("output")) or "file:."]
+    argv += [_text(config.get("name"))] if config.get("name") else []
+    argv += ["--context", _text(manifest.get("context"))] if manifest.get("context") else []
+    for row in references:
+        if row.get("override"):
+            kind = _text(row.get("type"))
+            path = _mapping(config.get("overrides")).get(row.get("type")) or row["name"]
+            argv += ["--override", f"{kind}={_text(path)}"]
+    return shlex.join(argv)
+
+
+def _log(logs: Path) -> dict[str, Any]:
+    """Read the end of the log, and every line of it that warns."""
+    tail: deque[str] = deque(maxlen=_LOG_TAIL)
+    alarms: list[str] = []
+    count = total = 0
+    problem = ""
+    for name in ("process.txt", "preview.txt"):
+        try:
+            with (logs / name).open("rb") as stream:
+                # A line without end must not fill the memory: it is read in pieces.
+                while raw := stream.readline(1 << 16):
+                    line = printable(raw.decode("utf-8", errors="replace"))[:_LOG_LINE]
+                    if name == "process.txt":
+                        total += 1
+                        tail.append(line)
+                    if _ALARM.search(line):
+                        count += 1
+                        if len(alarms) < _LOG_ALARMS:
+                            alarms.append(line)
+        except OSError as error:
+            if name == "process.txt":
+                problem = f"logs/{name}: {error.strerror or error}"
+    return {
+        "tail": list(tail),
+        "lines": f"{total:,}",
+        "alarms": alarms,
+        "more": f"{count - len(alarms):,}" if count > len(alarms) else "",
+        "problem": problem,
+    }
+
+
+# ---- what the headers say ----------------------------------------------------------------------------------------
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Read the primary header and the first extension's, as far as they can be read; the primary one wins."""
+    from astropy.io import fits
+
+    values: dict[str, Any] = {}
+    # Anything may be wrong in a damaged file, and no fact is worth a failed report.
+    with contextlib.suppress(Exception), fits.open(path, memmap=True, lazy_load_hdus=True) as hdus:
+        for index in (0, 1):
+            for card in hdus[index].header.cards:
+                with contextlib.suppress(Exception):
+                    if card.keyword not in values and card.value not in (None, ""):
+                        values[card.keyword] = card.value
+    return values
+
+
+def _exposures(directory: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Describe each exposure among the products.
+
+    Returns
+    -------
+    table : dict
+        ``columns`` and ``rows`` of text; columns that are empty everywhere are left out.
+    headers : list of dict
+        One per exposure, science first.
+    """
+    products: dict[str, dict[str, str]] = {}
+    for name in names:
+        if match := _EXPOSURE.fullmatch(name):
+            products.setdefault(match[1], {})[match[2]] = name
+    roles: dict[str, str] = {}
+    found: list[tuple[str, dict[str, Any]]] = []
+    for root in sorted(products):
+        if "asn" in products[root]:
+            roles |= _roles(directory / products[root]["asn"])
+        for suffix in sorted(products[root], key=_rank):
+            header = _header(directory / products[root][suffix])
+            if "EXPTIME" in header and str(header.get("ROOTNAME", root)).lower() == root:
+                found.append((root, header))
+                break
+    columns = ["Exposure", "Role", "Type", "Start (UTC)", "Time (s)", "Detector", "Segment", "Grating", "Filter"]
+    columns += ["Cenwave (Å)", "Aperture", "FP-POS"]
+    rows = [[root, roles.get(root, ""), *_row(header)] for root, header in found]
+    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    table = {"columns": [columns[i] for i in kept], "rows": [[row[i] for i in kept] for row in rows]}
+    headers = [header for _, header in found]
+    headers.sort(key=lambda h: str(h.get("EXPTYPE", "")).startswith("ACQ"))
+    return table, headers
+
+
+def _rank(suffix: str) -> tuple[int, str]:
+    return (_FACTS_FROM.index(suffix) if suffix in _FACTS_FROM else len(_FACTS_FROM), suffix)
+
+
+def _roles(path: Path) -> dict[str, str]:
+    """Read the member types of an association table, for example ``exp-fp``."""
+    from astropy.io import fits
+
+    with contextlib.suppress(Exception), fits.open(path, memmap=False) as hdus:
+        return {
+            str(row["MEMNAME"]).strip().lower(): _text(str(row["MEMTYPE"]).strip())
+            for row in hdus[1].data
+            if not str(row["MEMTYPE"]).startswith("PROD")
+        }
+    return {}
+
+
+def _row(header: Mapping[str, Any]) -> list[str]:
+    start = " ".join(_text(header[key])[:19] for key in ("DATE-OBS", "TIME-OBS") if key in header)
+    filters = [_text(header.get(key)) for key in ("FILTER", "FILTER1", "FILTER2")]
+    cenwave = _number(header.get("CENWAVE"))
+    segment = "" if header.get("DETECTOR") != "FUV" else _text(header.get("SEGMENT"))
+    return [
+        _text(header.get("EXPTYPE") or header.get("IMAGETYP")),
+        start,
+        _decimal(header.get("EXPTIME")),
+        _text(header.get("DETECTOR")),
+        segment,
+        _text(header.get("OPT_ELEM")),
+        " + ".join(f for f in filters if f and not f.startswith("CLEAR")),
+        f"{cenwave:.0f}" if cenwave else "",
+        _text(header.get("APERTURE")),
+        _text(header.get("FPPOS")),
+    ]
+
+
+def _facts(
+    header: Mapping[str, Any], exposures: Sequence[Mapping[str, Any]], instrument: str
+) -> dict[str, Any]:
+    """Say what was observed, when, for how long, by whom."""
+    ra, dec = _number(header.get("RA_TARG")), _number(header.get("DEC_TARG"))
+    times = [_number(h.get("EXPTIME")) or 0.0 for h in exposures if not str(h.get("EXPTYPE")).startswith("ACQ")]
+    exposure = _number(header.get("EXPTIME")) or 0.0
+    exposure = max(exposure, sum(times)) if "NUMEXPOS" not in header else exposure
+    dates = sorted({_text(h["DATE-OBS"])[:10] for h in exposures if "DATE-OBS" in h})
+    names = [_text(header.get("INSTRUME")) or instrument.upper(), _text(header.get("DETECTOR"))]
+    cenwave = _number(header.get("CENWAVE"))
+    filters = _row(header)[6] if header else ""
+    optics = [_text(header.get("OPT_ELEM")) or filters, f"{cenwave:,.0f} Å" if cenwave else ""]
+    investigator = " ".join(_text(header.get(key)) for key in ("PR_INV_F", "PR_INV_L") if header.get(key))
+    programme = _text(header.get("PROPOSID"))
+    facts = {
+        "target": _text(header.get("TARGNAME")),
+        "position": _position(ra, dec) if ra is not None and dec is not None else "",
+        "degrees": f"{ra:.6f}°, {dec:+.6f}°" if ra is not None and dec is not None else "",
+        "instrument": "/".join(n for n in names if n),
+        "optics": " ".join(o for o in optics if o),
+        "aperture": _text(header.get("APERTURE")),
+        "exposure": f"{_decimal(exposure)} s" if exposure else "",
+        "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
+        "programme": f"{programme} ({investigator})" if programme and investigator else programme,
+    }
+    facts["about"] = " · ".join(facts[k] for k in ("instrument", "optics", "aperture", "exposure") if facts[k])
+    return facts
+
+
+def _decimal(value: object) -> str:
+    """Write a number with thousands separated and no more than three decimals."""
+    number = _number(value)
+    return _text(value) if number is None else f"{number:,.3f}".rstrip("0").rstrip(".")
+
+
+def _position(ra: float, dec: float) -> str:
+    """Write degrees as hours and degrees with minutes and seconds (J2000)."""
+    hundredths = round(ra % 360 / 15 * 360_000) % (24 * 360_000)
+    tenths = round(abs(dec) * 36_000)
+    h, m, s = hundredths // 360_000, hundredths // 6000 % 60, hundredths % 6000 / 100
+    d, arcm, arcs = tenths // 36_000, tenths // 600 % 60, tenths % 600 / 10
+    return f"{h:02d}ʰ {m:02d}ᵐ {s:05.2f}ˢ, {'−' if dec < 0 else '+'}{d:02d}° {arcm:02d}′ {arcs:04.1f}″"
+
+
+# ---- previews ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Picture:
+    """A preview as the page shows it: a data URI, or what is wrong with it."""
+
+    name: str
+    product: str
+    kind: str
+    size: str
+    uri: str = ""
+    width: int = 0
+    height: int = 0
+    note: str = ""
+    problem: str = ""
+
+
+def _pictures(directory: Path, entries: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """Inline the previews; a thumbnail only where its full picture is missing."""
+    full = [e for e in entries if e.get("kind") in ("spectrum", "image")]
+    covered = {e.get("product") for e in full}
+    shown = full + [e for e in entries if e.get("kind") == "thumbnail" and e.get("product") not in covered]
+    files: list[tuple[Picture, bytes]] = []
+    for entry in shown:
+        row = _file_row(entry, "sha256")
+        picture = Picture(row["name"], row["product"], row["type"], row["size"])
+        path = _inside(directory, row["name"])
+        data = b""
+        try:
+            if path is None:
+                raise OSError("its name leads out of the folder")
+            data = path.read_bytes()
+        except OSError as error:
+            picture.problem = f"cannot be read: {error.strerror or error}"
+        files.append((picture, data))
+    limit = _fair_share([len(data) for _, data in files if data], _PICTURE_BUDGET)
+    for picture, data in files:
+        if data:
+            _inline(picture, data, min(limit, MAX_PICTURE))
+    return [picture for picture, _ in files]
+
+
+def _fair_share(sizes: Sequence[int], budget: int) -> int:
+    """Return the size that each may have at most, so that all fit when the small ones leave room to the large."""
+    left = budget
+    for done, size in enumerate(sorted(sizes)):
+        share = left // (len(sizes) - done)
+        if size > share:
+            return max(share, 16_000)
+        left -= size
+    return budget
+
+
+def _inline(picture: Picture, data: bytes, limit: int) -> None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "WEBP")) as image:
+            picture.width, picture.height = image.size
+            kind = str(image.format).lower()
+            if len(data) > limit:
+                image.draft("RGB", (1600, 1600))  # a JPEG four thousand pixels wide is decoded small at once
+                data, kind = _downsized(image.convert("RGB"), kind, limit)
+                picture.note = "reduced here"
+            else:
+                image.load()  # finds truncated files
+    except Exception as error:  # the decoders raise almost anything on damaged files
+        picture.problem = f"cannot be shown: {_text(error)[:160] or type(error).__name__}"
+        return
+    picture.uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _downsized(image: Any, kind: str, limit: int) -> tuple[bytes, str]:  # noqa: ANN401 - PIL.Image.Image
+    """Encode a picture in about ``limit`` bytes: a plot keeps its sharp lines as long as possible."""
+    if kind == "png":
+        out = io.BytesIO()
+        image.quantize(32).save(out, "PNG")
+        if out.tell() <= limit:
+            return out.getvalue(), "png"
+    out = io.BytesIO()
+    for side, quality in ((1600, 85), (1200, 82), (900, 80), (640, 75), (480, 70), (320, 60)):
+        small = image.copy()
+        small.thumbnail((side, side))
+        out = io.BytesIO()
+        small.save(out, "JPEG", quality=quality)
+        if out.tell() <= limit:
+            break
+    return out.getvalue(), "jpeg"
+
+
+# ---- the spectrum ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Segment:
+    """A spectrum binned: wavelength, mean, minimum, maximum and error of each bin; NaN where no pixel is good."""
+
+    name: str
+    pixels: int
+    wavelength: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+    error: Floats
+
+
+@dataclass
+class Line:
+    """What is drawn of one segment, as SVG path data."""
+
+    name: str
+    color: int
+    band: str
+    clear: str
+    faint: str
+
+
+@dataclass
+class Tick:
+    """A tick of an axis: where, and what it says."""
+
+    at: str
+    label: str
+
+
+@dataclass
+class Mark:
+    """The name of a line of the airglow, above the plot."""
+
+    at: str
+    label: str
+    anchor: str
+
+
+@dataclass
+class View:
+    """The spectrum drawn for one width of the screen; lengths in SVG units."""
+
+    name: str
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    x: tuple[float, float]
+    y: tuple[float, float]
+    exponent: int
+    lines: list[Line] = field(default_factory=list)
+    x_ticks: list[Tick] = field(default_factory=list)
+    y_ticks: list[Tick] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+
+
+@dataclass
+class Spectrum:
+    """A spectrum as the page shows it."""
+
+    product: str
+    title: str
+    description: str
+    x_label: str
+    y_label: str
+    caption: str
+    legend: list[tuple[int, str]]
+    views: list[View]
+
+
+def _best_spectrum(directory: Path, names: Sequence[str], notes: list[str]) -> Spectrum | None:
+    """Draw the best spectrum among the products; those that cannot be read are noted."""
+    for suffix in _SPECTRA:
+        for name in sorted(n for n in names if n.endswith(f"_{suffix}.fits")):
+            path = _inside(directory, name)
+            if path is None:
+                continue
+            try:
+                drawn = _draw(path)
+            except Exception as error:  # a damaged table fails in as many ways as there are bytes
+                notes.append(f"{name} cannot be drawn: {_text(error)[:200] or type(error).__name__}")
+                continue
+            if drawn is not None:
+                return drawn
+            notes.append(f"{name} holds no valid flux")
+    return None
+
+
+def _draw(path: Path) -> Spectrum | None:
+    import numpy as np
+
+    header = _header(path)
+    segments, units, tables = _segments(path)
+    if not segments:
+        return None
+    instrument = str(header.get("INSTRUME", ""))
+    x = (
+        float(min(np.nanmin(s.wavelength) for s in segments)),
+        float(max(np.nanmax(s.wavelength) for s in segments)),
+    )
+    airglow = [line for line in _AIRGLOW if instrument in ("COS", "STIS") and x[0] < line[3] < x[1]]
+    noisy = [_noisy(s) for s in segments]
+    y = _flux_range(segments, noisy, airglow)
+    facts = _facts(header, [header], "")
+    ident = " · ".join(t for t in (facts["target"], facts["about"]) if t)
+    views = [_view("wide", (1080, 430), (70, 16, 34, 50), 9, segments, noisy, airglow, x, y)]
+    views += [_view("narrow", (420, 330), (44, 10, 30, 46), 4, segments, noisy, airglow[:1], x, y)]
+    step = float(np.median([np.nanmedian(np.abs(np.diff(s.wavelength))) for s in segments]))
+    pixels = max(s.pixels for s in segments)
+    caption = f"Mean of {pixels} pixels per point (about {step:.2g} Å)" if pixels > 1 else "Every pixel"
+    caption += "; the band spans their lowest and highest." if pixels > 1 else "."
+    caption += " Pixels flagged bad are left out."
+    if any(n.any() for n in noisy):
+        caption += " Faint: little but noise (the error is above three times its usual size, and the flux below it)."
+    if tables > 1:
+        caption += f" First of {tables} exposures in the file."
+    unit = units[1].replace(" ", "")
+    flux = "Flux (10{} erg s⁻¹ cm⁻² Å⁻¹)" if unit.startswith("erg") else f"Flux (10{{}} {_text(units[1])})"
+    exponent = views[0].exponent
+    return Spectrum(
+        product=path.name,
+        title=f"Spectrum of {ident or path.name}",
+        description=(
+            f"Flux against wavelength from {x[0]:,.1f} to {x[1]:,.1f} Å, in {len(segments)} "
+            f"segment{'s' if len(segments) > 1 else ''}, drawn from {path.name}."
+        ),
+        x_label="Wavelength (Å)" if units[0].lower().startswith("ang") else f"Wavelength ({_text(units[0])})",
+        y_label=flux.format(_superscript(exponent)).replace("10⁰ ", ""),
+        caption=caption,
+        legend=[(i % 4, s.name) for i, s in enumerate(segments)] if 1 < len(segments) <= 8 else [],
+        views=views,
+    )
+
+
+def _segments(path: Path) -> tuple[list[Segment], tuple[str, str], int]:
+    """Read and bin every segment (or order) of the first table of a file; also units and number of tables."""
+    import numpy as np
+    from astropy.io import fits
+
+    with fits.open(path, memmap=False) as hdus:
+        tables = [h for h in hdus if getattr(h, "columns", None) and {"WAVELENGTH", "FLUX"} <= set(h.columns.names)]
+        if not tables:
+            return [], ("", ""), 0
+        table = tables[0]
+        names = set(table.columns.names)
+        units = (table.columns["WAVELENGTH"].unit or "", table.columns["FLUX"].unit or "")
+        data = table.data
+        # One row per segment holding arrays (COS, STIS), or one row per pixel.
+        rows: list[dict[str, Any]]
+        if data["FLUX"].ndim > 1:
+            rows = [{n: row[n] for n in names} for row in data]
+        else:
+            rows = [{n: data[n] for n in names}]
+        limit = max(100, min(MAX_POINTS, _MAX_POINTS_IN_ALL // max(len(rows), 1)))
+        segments = []
+        for index, row in enumerate(rows):
+            label = row.get("SEGMENT", row.get("SPORDER", index + 1))
+            name = str(label).strip() if "SEGMENT" in row else f"order {label}"
+            length = int(row["NELEM"]) if np.ndim(row.get("NELEM", ())) == 0 else None
+            wavelength = np.asarray(row["WAVELENGTH"], float)[:length]
+            flux = np.asarray(row["FLUX"], float)[:length]
+            error = np.asarray(row.get("ERROR", np.full(flux.shape, np.nan)), float)[:length]
+            good = np.isfinite(wavelength) & np.isfinite(flux)
+            if "DQ_WGT" in row:
+                good &= np.asarray(row["DQ_WGT"], float)[:length] > 0
+            elif "DQ" in row:
+                good &= np.asarray(row["DQ"])[:length] == 0
+            segment = _binned(_text(name)[:24], wavelength, flux, error, good, limit)
+            if segment is not None:
+                segments.append(segment)
+        return segments, units, len(tables)
+
+
+def _binned(name: str, wave: Floats, flux: Floats, error: Floats, good: Flags, limit: int) -> Segment | None:
+    """Average a spectrum in at most ``limit`` bins of equal numbers of pixels, keeping extremes."""
+    import numpy as np
+
+    used = np.flatnonzero(good)
+    if used.size < 2:
+        return None
+    cut = slice(int(used[0]), int(used[-1]) + 1)
+    wave, flux, error, good = wave[cut], flux[cut], error[cut], good[cut]
+    if wave[good][0] > wave[good][-1]:
+        wave, flux, error, good = wave[::-1], flux[::-1], error[::-1], good[::-1]
+    pixels = math.ceil(wave.size / limit)
+    starts = np.arange(0, wave.size, pixels)
+    count = np.add.reduceat(good.astype(float), starts)
+    variance = np.add.reduceat(np.where(good, error, 0.0) ** 2, starts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Segment(
+            name=name,
+            pixels=pixels,
+            wavelength=np.add.reduceat(np.where(good, wave, 0.0), starts) / count,
+            mean=np.add.reduceat(np.where(good, flux, 0.0), starts) / count,
+            low=np.where(count > 0, np.minimum.reduceat(np.where(good, flux, np.inf), starts), np.nan),
+            high=np.where(count > 0, np.maximum.reduceat(np.where(good, flux, -np.inf), starts), np.nan),
+            error=np.sqrt(variance) / count,
+        )
+
+
+def _noisy(segment: Segment) -> Flags:
+    """Tell bins that hold little but noise, as the ends of a detector do, from those that show the target."""
+    import numpy as np
+
+    error = segment.error
+    if not np.isfinite(error).any() or not np.nanmax(error) > 0:
+        return np.zeros(error.shape, dtype=np.bool_)
+    # Medians over many bins: a bright line has a large error too, but it is narrow.
+    width = max(3, min(41, error.size // 8 * 2 + 1))
+    error, mean = _running_median(error, width), _running_median(segment.mean, width)
+    return np.asarray((error > 3 * np.nanmedian(error)) & (np.abs(mean) < error), dtype=np.bool_)
+
+
+def _running_median(values: Floats, width: int) -> Floats:
+    import numpy as np
+
+    half = min(width, values.size) // 2
+    padded = np.pad(values, half, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # windows without any value
+        return np.asarray(np.nanmedian(windows, axis=1), float)
+
+
+def _flux_range(
+    segments: Sequence[Segment], noisy: Sequence[Flags], airglow: Sequence[tuple[str, float, float, float]]
+) -> tuple[float, float]:
+    """Choose the flux axis: by the target, neither by the noise at the ends nor by the airglow."""
+    import numpy as np
+
+    kept: list[Floats] = []
+    for segment, noise in zip(segments, noisy, strict=True):
+        use = np.isfinite(segment.mean) & ~noise
+        for _, start, end, _ in airglow:
+            use &= (segment.wavelength < start) | (segment.wavelength > end)
+        kept.append(segment.mean[use])
+    values = np.concatenate(kept)
+    if values.size < 10:
+        values = np.concatenate([s.mean[np.isfinite(s.mean)] for s in segments])
+    low, high = (float(v) for v in np.percentile(values, (0.3, 99.7)))
+    low = min(low, 0.0) if low > -0.5 * abs(high) or low >= 0 else low
+    if not high > low:
+        low, high = low - (abs(low) or 1.0), low + (abs(low) or 1.0)
+    room = 0.12 * (high - low)
+    return (low - room / 2 if low < 0 else low, high + room)
+
+
+def _view(
+    name: str,
+    size: tuple[int, int],
+    margins: tuple[int, int, int, int],
+    ticks: int,
+    segments: Sequence[Segment],
+    noisy: Sequence[Flags],
+    airglow: Sequence[tuple[str, float, float, float]],
+    x: tuple[float, float],
+    y: tuple[float, float],
+) -> View:
+    """Draw the segments into a frame."""
+    import numpy as np
+
+    (width, height), (left, right, top, bottom) = size, margins
+    pad = 0.015 * (x[1] - x[0]) or 1.0
+    x = (x[0] - pad, x[1] + pad)
+    exponent = math.floor(math.log10(max(abs(y[0]), abs(y[1]))))
+    exponent = 0 if -2 <= exponent <= 3 else exponent
+    view = View(name, width, height, left, width - right, top, height - bottom, x, y, exponent)
+
+    def at_x(value: Floats) -> Floats:
+        return np.asarray(left + (value - x[0]) / (x[1] - x[0]) * (view.right - left))
+
+    def at_y(value: Floats) -> Floats:
+        place = view.bottom - (value - y[0]) / (y[1] - y[0]) * (view.bottom - top)
+        return np.clip(place, -20 * height, 20 * height)  # far outside of the frame is far enough
+
+    for index, (segment, noise) in enumerate(zip(segments, noisy, strict=True)):
+        px, good = at_x(segment.wavelength), np.isfinite(segment.mean)
+        # A bin at a change belongs to both, else the line has a hole there.
+        near = noise | np.roll(noise, 1) | np.roll(noise, -1)
+        band = ""
+        if segment.pixels > 1:
+            band = _band(px, at_y(segment.low), at_y(segment.high), good & ~noise)
+        py = at_y(segment.mean)
+        view.lines.append(
+            Line(segment.name, index % 4, band, _path(px, py, good & ~noise), _path(px, py, good & near))
+        )
+    unit = 10.0**exponent
+    view.x_ticks = [Tick(f"{at_x(np.asarray(v)):.1f}", label) for v, label in _ticks(*x, ticks)]
+    view.y_ticks = [
+        Tick(f"{at_y(np.asarray(v * unit)):.1f}", label)
+        for v, label in _ticks(y[0] / unit, y[1] / unit, 6)
+    ]
+    view.marks = [_mark(line, segments, x, y, left, view.right) for line in airglow]
+    return view
+
+
+def _mark(
+    line: tuple[str, float, float, float],
+    segments: Sequence[Segment],
+    x: tuple[float, float],
+    y: tuple[float, float],
+    left: int,
+    right: int,
+) -> Mark:
+    """Name a line of the airglow, with its peak if that is above the frame."""
+    import numpy as np
+
+    label, start, end, centre = line
+    label += " airglow"
+    near = [s.mean[(s.wavelength > start) & (s.wavelength < end)] for s in segments]
+    values = np.concatenate(near)
+    if values.size and np.isfinite(values).any() and (peak := float(np.nanmax(values))) > y[1]:
+        exponent = math.floor(math.log10(peak))
+        label += f" ↑ {peak / 10.0**exponent:.1f}×10{_superscript(exponent)}"
+    place = (centre - x[0]) / (x[1] - x[0])
+    # The text stays inside the frame, and those of neighbours do not meet.
+    anchor = "end" if centre < 1250 and place > 0.15 else "start"
+    return Mark(f"{left + place * (right - left):.1f}", label, anchor)
+
+
+def _path(x: Floats, y: Floats, use: Flags) -> str:
+    """Write SVG path data, interrupted where points are not used."""
+    parts = []
+    pen = "M"
+    for px, py, good in zip(x.tolist(), y.tolist(), use.tolist(), strict=True):
+        if good:
+            parts.append(f"{pen}{px:.1f} {py:.1f}")
+            pen = "L"
+        else:
+            pen = "M"
+    return "".join(parts)
+
+
+def _band(x: Floats, low: Floats, high: Floats, use: Flags) -> str:
+    """Write SVG path data of the areas between two curves."""
+    import numpy as np
+
+    parts = []
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], use.astype(int), [0]))))
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        forth = zip(x[start:end].tolist(), high[start:end].tolist(), strict=True)
+        back = zip(x[start:end][::-1].tolist(), low[start:end][::-1].tolist(), strict=True)
+        points = [f"{px:.1f} {py:.1f}" for px, py in (*forth, *back)]
+        parts.append(f"M{'L'.join(points)}Z")
+    return "".join(parts)
+
+
+def _ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
+    """Return round values inside an interval, at most about ``most``, with their labels."""
+    raw = (high - low) / max(most, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(f * power for f in (1, 2, 5, 10) if f * power >= raw * 0.999)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [(i * step, f"{i * step:,.{digits}f}".replace("-", "−")) for i in range(first, last + 1)]
+
+
+def _superscript(number: int) -> str:
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
