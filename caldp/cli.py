@@ -106,10 +106,15 @@ def simulate_command(directory: Path, exposures: int, seed: int) -> None:
 @click.argument("x1d", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("truth", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def compare_command(x1d: Path, truth: Path) -> None:
-    """Compare a calibrated spectrum X1D with the spectrum that was injected, TRUTH."""
+    """Compare a calibrated spectrum X1D with the spectrum that was injected, TRUTH.
+
+    The exit status is 0 if every line and every flux bin agrees, else 1.
+    """
     from caldp.simulate import compare
 
-    click.echo(str(compare(x1d, truth)))
+    comparison = compare(x1d, truth)
+    click.echo(str(comparison))
+    sys.exit(0 if comparison.recovered else 1)
 
 
 @main.command("doctor")

@@ -129,6 +129,7 @@ def publish(
     staging = store.staging(prefix, run.id)
     try:
         with telemetry.stage("publish") as stage:
+            telemetry.info(f"publishing {products} to {store.url(prefix)}")
             for folder in ("logs", "previews"):
                 (staging / folder).mkdir()
             moved = [_deliver(run, path, staging / path.name) for path in products.files]
@@ -136,7 +137,6 @@ def publish(
             with ThreadPoolExecutor(2) as pool:  # hashing lets go of the interpreter
                 sums = list(pool.map(_sha256, [*moved, *made]))
             stage.bytes_in = stage.bytes_out = sum(path.stat().st_size for path in [*moved, *made])
-            telemetry.info(f"publishing {products} to {store.url(prefix)}")
         record = _record(run, store, source, inputs, references, products)
         record["products"] = [_entry(p.name, p, s) for p, s in zip(moved, sums, strict=False)]
         record["previews"] = [

@@ -1,8 +1,8 @@
 """The report: one self-contained HTML page about one calibrated dataset.
 
-The page needs nothing but itself: pictures are data URIs, the spectrum is drawn here as SVG, a content security
-policy forbids every request, and the little JavaScript there is (reading off and zooming the spectrum) can be
-missing.  Whatever is broken or absent is said in its place: a report must never fail a good run.
+The page needs nothing but itself: pictures are data URIs, the spectrum is drawn here as SVG, a content
+security policy forbids every request, and the little JavaScript there is (to read off and zoom the spectrum)
+can be missing.  Whatever is broken or absent is said in its place: a report must never fail a good run.
 """
 
 from __future__ import annotations
@@ -100,12 +100,12 @@ def render(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str, A
     -----
     Header values, program output and names are hostile text: the template escapes all of it.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import ChainableUndefined, Environment, PackageLoader
 
     environment = Environment(
         loader=PackageLoader("caldp", "templates"),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -113,8 +113,13 @@ def render(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str, A
         # What astropy and Pillow have to say about a damaged file is said by its place in the page.
         warnings.simplefilter("ignore")
         content = _content(directory, manifest, metrics)
-    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    environment.filters["csp_hash"] = _csp_hash
     return environment.get_template("report.html.j2").render(content)
+
+
+def _csp_hash(script: str) -> str:
+    """Return what the content security policy calls this script, the only one it lets run."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +164,7 @@ def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str,
         "stages": stages,
         "programs": programs,
         "total": _cost(total),
-        "references": [_file_row(r, "sha1") | {"override": bool(r.get("override"))} for r in references],
+        "references": [_file_row(r, "sha1") for r in references],
         "references_size": _sum(references),
         "products": [_file_row(p, "sha256") | _fate(directory, p) for p in products],
         "products_size": _sum(products),
@@ -176,7 +181,7 @@ def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str,
     }
 
 
-# ---- what the manifest and the metrics say -----------------------------------------------------------------------
+# ---- what the manifest and the metrics say ------------------------------------------------------------
 
 
 def _text(value: object) -> str:
@@ -249,6 +254,8 @@ def _file_row(entry: Mapping[str, Any], checksum: str) -> dict[str, str]:
         "bytes": f"{size:,.0f} bytes" if size is not None else "",
         "digest": digest,
         "short": digest[:12],
+        "override": "override" if entry.get("override") else "",
+        "problem": "",
     }
 
 
@@ -314,12 +321,14 @@ def _stages(
 def _program(entry: Mapping[str, Any]) -> dict[str, Any]:
     argv = [_text(word) for word in _sequence(entry.get("argv"))]
     status, signal = entry.get("exit_status"), _text(entry.get("signal"))
+    outcome = f"exit status {_text(status)}" if status is not None else ""
+    outcome = f"killed by {signal}" if signal else outcome
     # The directories of programs and arguments are those of a workspace that is gone: names say it all.
     command = shlex.join([PurePosixPath(argv[0]).name, *argv[1:]]) if argv else _text(entry.get("program"))
     return _cost(entry) | {
         "name": _text(entry.get("program")),
         "command": command,
-        "outcome": f"killed by {signal}" if signal else f"exit status {_text(status)}" if status is not None else "",
+        "outcome": outcome,
         "failed": bool(signal) or status not in (0, None),
     }
 
@@ -335,7 +344,7 @@ def _command(
     for row in references:
         if row.get("override"):
             kind = _text(row.get("type"))
-            path = _mapping(config.get("overrides")).get(row.get("type")) or row["name"]
+            path = _mapping(config.get("overrides")).get(kind) or row["name"]
             argv += ["--override", f"{kind}={_text(path)}"]
     return shlex.join(argv)
 
@@ -371,7 +380,7 @@ def _log(logs: Path) -> dict[str, Any]:
     }
 
 
-# ---- what the headers say ----------------------------------------------------------------------------------------
+# ---- what the headers say -----------------------------------------------------------------------------
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -413,8 +422,8 @@ def _exposures(directory: Path, names: Sequence[str]) -> tuple[dict[str, Any], l
             if "EXPTIME" in header and str(header.get("ROOTNAME", root)).lower() == root:
                 found.append((root, header))
                 break
-    columns = ["Exposure", "Role", "Type", "Start (UTC)", "Time (s)", "Detector", "Segment", "Grating", "Filter"]
-    columns += ["Cenwave (Å)", "Aperture", "FP-POS"]
+    columns = ["Exposure", "Role", "Type", "Start (UTC)", "Time (s)", "Detector", "Segment"]
+    columns += ["Grating", "Filter", "Cenwave (Å)", "Aperture", "FP-POS"]
     rows = [[root, roles.get(root, ""), *_row(header)] for root, header in found]
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     table = {"columns": [columns[i] for i in kept], "rows": [[row[i] for i in kept] for row in rows]}
@@ -464,14 +473,15 @@ def _facts(
 ) -> dict[str, Any]:
     """Say what was observed, when, for how long, by whom."""
     ra, dec = _number(header.get("RA_TARG")), _number(header.get("DEC_TARG"))
-    times = [_number(h.get("EXPTIME")) or 0.0 for h in exposures if not str(h.get("EXPTYPE")).startswith("ACQ")]
+    science = [h for h in exposures if not str(h.get("EXPTYPE")).startswith("ACQ")]
+    times = [_number(h.get("EXPTIME")) or 0.0 for h in science]
     exposure = _number(header.get("EXPTIME")) or 0.0
     exposure = max(exposure, sum(times)) if "NUMEXPOS" not in header else exposure
     dates = sorted({_text(h["DATE-OBS"])[:10] for h in exposures if "DATE-OBS" in h})
     names = [_text(header.get("INSTRUME")) or instrument.upper(), _text(header.get("DETECTOR"))]
     cenwave = _number(header.get("CENWAVE"))
     filters = _row(header)[6] if header else ""
-    optics = [_text(header.get("OPT_ELEM")) or filters, f"{cenwave:,.0f} Å" if cenwave else ""]
+    optics = [_text(header.get("OPT_ELEM")) or filters, f"{cenwave:.0f} Å" if cenwave else ""]
     investigator = " ".join(_text(header.get(key)) for key in ("PR_INV_F", "PR_INV_L") if header.get(key))
     programme = _text(header.get("PROPOSID"))
     facts = {
@@ -485,7 +495,8 @@ def _facts(
         "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
         "programme": f"{programme} ({investigator})" if programme and investigator else programme,
     }
-    facts["about"] = " · ".join(facts[k] for k in ("instrument", "optics", "aperture", "exposure") if facts[k])
+    about = [facts[key] for key in ("instrument", "optics", "aperture", "exposure")]
+    facts["about"] = " · ".join(text for text in about if text)
     return facts
 
 
@@ -504,7 +515,7 @@ def _position(ra: float, dec: float) -> str:
     return f"{h:02d}ʰ {m:02d}ᵐ {s:05.2f}ˢ, {'−' if dec < 0 else '+'}{d:02d}° {arcm:02d}′ {arcs:04.1f}″"
 
 
-# ---- previews ----------------------------------------------------------------------------------------------------
+# ---- previews -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -548,7 +559,7 @@ def _pictures(directory: Path, entries: Sequence[Mapping[str, Any]]) -> list[Pic
 
 
 def _fair_share(sizes: Sequence[int], budget: int) -> int:
-    """Return the size that each may have at most, so that all fit when the small ones leave room to the large."""
+    """Return the size that each may have at most, so that all fit; what the small leave goes to the large."""
     left = budget
     for done, size in enumerate(sorted(sizes)):
         share = left // (len(sizes) - done)
@@ -595,12 +606,12 @@ def _downsized(image: Any, kind: str, limit: int) -> tuple[bytes, str]:  # noqa:
     return out.getvalue(), "jpeg"
 
 
-# ---- the spectrum ------------------------------------------------------------------------------------------------
+# ---- the spectrum -------------------------------------------------------------------------------------
 
 
 @dataclass
 class Segment:
-    """A spectrum binned: wavelength, mean, minimum, maximum and error of each bin; NaN where no pixel is good."""
+    """A spectrum in bins: wavelength, mean, extremes and error of each; NaN where no pixel is good."""
 
     name: str
     pixels: int
@@ -716,7 +727,7 @@ def _draw(path: Path) -> Spectrum | None:
     caption += "; the band spans their lowest and highest." if pixels > 1 else "."
     caption += " Pixels flagged bad are left out."
     if any(n.any() for n in noisy):
-        caption += " Faint: little but noise (the error is above three times its usual size, and the flux below it)."
+        caption += " Faint: little but noise (an error above three times the usual, and a flux below it)."
     if tables > 1:
         caption += f" First of {tables} exposures in the file."
     unit = units[1].replace(" ", "")
@@ -743,7 +754,8 @@ def _segments(path: Path) -> tuple[list[Segment], tuple[str, str], int]:
     from astropy.io import fits
 
     with fits.open(path, memmap=False) as hdus:
-        tables = [h for h in hdus if getattr(h, "columns", None) and {"WAVELENGTH", "FLUX"} <= set(h.columns.names)]
+        wanted = {"WAVELENGTH", "FLUX"}
+        tables = [h for h in hdus if getattr(h, "columns", None) and wanted <= set(h.columns.names)]
         if not tables:
             return [], ("", ""), 0
         table = tables[0]
@@ -892,35 +904,31 @@ def _view(
     unit = 10.0**exponent
     view.x_ticks = [Tick(f"{at_x(np.asarray(v)):.1f}", label) for v, label in _ticks(*x, ticks)]
     view.y_ticks = [
-        Tick(f"{at_y(np.asarray(v * unit)):.1f}", label)
-        for v, label in _ticks(y[0] / unit, y[1] / unit, 6)
+        Tick(f"{at_y(np.asarray(v * unit)):.1f}", label) for v, label in _ticks(y[0] / unit, y[1] / unit, 6)
     ]
-    view.marks = [_mark(line, segments, x, y, left, view.right) for line in airglow]
+    end = 0.0
+    for line in airglow:
+        label, place = _airglow_label(line, segments, y[1]), float(at_x(np.asarray(line[3])))
+        span = 6.8 * len(label)
+        anchor = "end" if place - span > end else "start"
+        if anchor == "start" and (place < end or place + span > width):
+            label = ""  # no room: the hairline must do
+        view.marks.append(Mark(f"{place:.1f}", label, anchor))
+        end = place + 10 if anchor == "end" else place + span + 10
     return view
 
 
-def _mark(
-    line: tuple[str, float, float, float],
-    segments: Sequence[Segment],
-    x: tuple[float, float],
-    y: tuple[float, float],
-    left: int,
-    right: int,
-) -> Mark:
+def _airglow_label(line: tuple[str, float, float, float], segments: Sequence[Segment], top: float) -> str:
     """Name a line of the airglow, with its peak if that is above the frame."""
     import numpy as np
 
-    label, start, end, centre = line
+    label, start, end, _ = line
     label += " airglow"
-    near = [s.mean[(s.wavelength > start) & (s.wavelength < end)] for s in segments]
-    values = np.concatenate(near)
-    if values.size and np.isfinite(values).any() and (peak := float(np.nanmax(values))) > y[1]:
+    values = np.concatenate([s.mean[(s.wavelength > start) & (s.wavelength < end)] for s in segments])
+    if np.isfinite(values).any() and (peak := float(np.nanmax(values))) > max(top, 0):
         exponent = math.floor(math.log10(peak))
         label += f" ↑ {peak / 10.0**exponent:.1f}×10{_superscript(exponent)}"
-    place = (centre - x[0]) / (x[1] - x[0])
-    # The text stays inside the frame, and those of neighbours do not meet.
-    anchor = "end" if centre < 1250 and place > 0.15 else "start"
-    return Mark(f"{left + place * (right - left):.1f}", label, anchor)
+    return label
 
 
 def _path(x: Floats, y: Floats, use: Flags) -> str:
