@@ -22,6 +22,9 @@ from caldp.programs import ProgramRun
 from caldp.references import References
 from caldp.run import Run
 
+#: What the C library and astropy say of a full disk.
+_NO_SPACE = r"No space left on device|Not enough space on disk"
+
 
 @dataclass(frozen=True)
 class Products:
@@ -82,7 +85,10 @@ def calibrate(run: Run, inputs: Inputs, references: References) -> Products:
         _stamp(run, inputs)
         for argument in calls(inputs):
             argv = [executable, *arguments(run, argument)]
-            done = run.telemetry.run_program(argv, cwd=inputs.directory, env=environment)
+            try:
+                done = run.telemetry.run_program(argv, cwd=inputs.directory, env=environment)
+            except programs.StartError as error:
+                raise Stage1Error(f"{run.dataset}: {error}", remedy="install it anew; see caldp doctor") from error
             _judge(run, inputs, done)
         products = _verify(run, inputs)
         stage.bytes_in = sum(f.size for f in inputs.files)
@@ -165,7 +171,7 @@ def _judge(run: Run, inputs: Inputs, done: ProgramRun) -> None:
                 f"{what} ran out of memory ({done.outcome}, peak {done.peak_memory / 1e6:.0f} MB)",
                 remedy="run it with more memory",
             )
-        if "No space left on device" in said:
+        if re.search(_NO_SPACE, said):
             raise OutputError(
                 f"{what} found no space left in {run.workspace.root}",
                 remedy="free space there, or point CALDP_HOME at another disk",

@@ -35,6 +35,10 @@ _GRACE = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
+class StartError(Exception):
+    """A program could not be started at all."""
+
+
 @dataclass(frozen=True)
 class ProgramRun:
     """How one program ran.
@@ -147,7 +151,7 @@ def run(
 
     Raises
     ------
-    OSError
+    StartError
         If the program cannot be started.
 
     Notes
@@ -157,16 +161,19 @@ def run(
     kills = _oom_kills()
     started = time.monotonic()
     tail: list[str] = []
-    process = subprocess.Popen(  # noqa: S603 - argv comes from the recipe table, never from a shell
-        list(argv),
-        cwd=cwd,
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C reaches us first, so that the state is written before the child ends
-        preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
-    )
+    try:
+        process = subprocess.Popen(  # noqa: S603 - argv comes from the recipe table, never from a shell
+            list(argv),
+            cwd=cwd,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches us first, so that the state is written before the child ends
+            preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+        )
+    except OSError as error:
+        raise StartError(f"{argv[0]} cannot be started ({error.strerror})") from error
     assert process.stdout is not None  # noqa: S101 - for the type checker: stdout is a pipe
     stop = threading.Event()
     sampler = threading.Thread(target=_sample, args=(process.pid, on_memory, stop), daemon=True)

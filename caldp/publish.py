@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import html
 import importlib.metadata
 import json
 import os
@@ -122,8 +124,6 @@ def publish(
     BusyError
         If another run took the dataset over meanwhile; nothing is published then.
     """
-    from caldp import report
-
     prefix = run.dataset.prefix
     telemetry = run.telemetry
     staging = store.staging(prefix, run.id)
@@ -146,7 +146,7 @@ def publish(
         manifest = Manifest(record)
         metrics = telemetry.write_metrics()
         _copy_logs(run, staging / "logs")
-        (staging / REPORT).write_text(report.render(staging, record, metrics), encoding="utf-8")
+        (staging / REPORT).write_text(_report(run, staging, record, metrics), encoding="utf-8")
         _carry_over(store, prefix, staging)
         (staging / MANIFEST).write_bytes(manifest.to_bytes())
         mine = Status(run.dataset.name, run.attempt, "processing", run=run.id)
@@ -158,9 +158,22 @@ def publish(
     return manifest
 
 
+def _report(run: Run, staging: Path, record: dict[str, Any], metrics: dict[str, Any]) -> str:
+    from caldp import report
+
+    try:
+        return report.render(staging, record, metrics)
+    except Exception as error:  # noqa: BLE001 - a page about good products must not lose them, whatever is wrong with it
+        run.telemetry.warning(f"the report could not be made ({type(error).__name__}: {error})")
+        record["warnings"] = list(run.telemetry.warnings)
+        page = html.escape(json.dumps(record, indent=1))
+        return f"<!doctype html><title>{run.dataset}</title><h1>{run.dataset}</h1><pre>{page}</pre>"
+
+
 def publish_logs(run: Run, store: Store) -> None:
     """Leave the logs of a failed run in the dataset's folder, beside whatever an earlier run published."""
-    run.telemetry.write_metrics()
+    with contextlib.suppress(OSError):  # the disk may be full: what was logged until then still goes out
+        run.telemetry.write_metrics()
     for path in sorted(run.workspace.logs.iterdir()):
         store.add(path, f"{run.dataset.prefix}/logs/{path.name}")
 

@@ -75,6 +75,22 @@ _SUFFIXES = {
 #: Lines of the Earth's upper atmosphere that outshine faint targets, in Angstrom: name, from, to, peak.
 _AIRGLOW = (("Lyα", 1208.0, 1223.0, 1215.67), ("O I", 1300.0, 1308.0, 1304.9))
 
+_KEYWORDS = (
+    *(
+        "TARGNAME",
+        "RA_TARG",
+        "DEC_TARG",
+        "PROPOSID",
+        "PR_INV_F",
+        "PR_INV_L",
+        "ROOTNAME",
+        "DATE-OBS",
+        "TIME-OBS",
+    ),
+    *("INSTRUME", "DETECTOR", "SEGMENT", "OPT_ELEM", "CENWAVE", "APERTURE", "FILTER", "FILTER1", "FILTER2"),
+    *("EXPTYPE", "IMAGETYP", "EXPTIME", "FPPOS"),
+)
+
 _ALARM = re.compile(r"\b(?:WARNING|ERROR|CRITICAL|FATAL|Warning:|Error:|\w+(?:Error|Warning):)")
 _EXPOSURE = re.compile(r"([a-z][a-z0-9]{8})_(\w+)\.fits")
 
@@ -131,7 +147,7 @@ def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str,
     pictures = _pictures(directory, _entries(manifest, "previews"))
     hero = None
     if spectrum is None:
-        hero = next((p for p in pictures if p.uri), None)
+        hero = min((p for p in pictures if p.uri), key=_picture_rank, default=None)
     exposures, headers = _exposures(directory, [p["name"] for p in products])
     best = _header(directory / spectrum.product) if spectrum else {}
     started, finished = _when(manifest.get("started")), _when(manifest.get("finished"))
@@ -140,7 +156,8 @@ def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str,
     stages, programs = _stages(metrics, manifest)
     references = _entries(manifest, "references")
     previews = _entries(manifest, "previews")
-    facts = _facts(best or (headers[0] if headers else {}), headers, instrument)
+    combined = spectrum is not None and not spectrum.product.endswith("_x1d.fits")
+    facts = _facts(best or (headers[0] if headers else {}), headers, instrument, combined=combined)
     config = _mapping(manifest.get("config"))
     return {
         "dataset": _text(manifest.get("dataset")) or directory.name,
@@ -189,8 +206,11 @@ def _text(value: object) -> str:
 
 
 def _number(value: object) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    with contextlib.suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -218,7 +238,7 @@ def _seconds(value: object) -> str:
 
 
 def _sum(entries: Iterable[Mapping[str, Any]]) -> str:
-    return human_size(sum(_number(entry.get("size")) or 0 for entry in entries))
+    return _size(sum(_number(entry.get("size")) or 0 for entry in entries))
 
 
 def _pairs(value: object) -> list[tuple[str, str]]:
@@ -235,9 +255,9 @@ def _pairs(value: object) -> list[tuple[str, str]]:
 def _when(value: object) -> datetime | None:
     try:
         time = datetime.fromisoformat(str(value))
-    except ValueError:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _utc(time: datetime | None) -> str:
@@ -269,7 +289,10 @@ def _fate(directory: Path, product: Mapping[str, Any]) -> dict[str, str]:
         detail = suffix[len(base) :].strip("_")
         what += f", FP-POS {detail}" if base == "x1dsum" else f", segment {detail.upper()}"
     path = _inside(directory, product["name"])
-    return {"what": what, "problem": "" if path is not None and path.is_file() else "not in the folder"}
+    there = False
+    with contextlib.suppress(OSError):  # a name longer than names can be
+        there = path is not None and path.is_file()
+    return {"what": what, "problem": "" if there else "not in the folder"}
 
 
 def _inside(directory: Path, name: str) -> Path | None:
@@ -295,12 +318,12 @@ def _stages(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Lay the stages out in time; programs that no stage claims are returned beside."""
     stages = [s for s in _sequence(metrics.get("stages")) if isinstance(s, Mapping)]
-    total = sum(_number(s.get("wall_s")) or 0 for s in stages) or 1.0
+    total = sum(max(_number(s.get("wall_s")) or 0.0, 0.0) for s in stages) or 1.0
     most = max((_number(s.get("peak_memory_bytes")) or 0 for s in stages), default=0) or 1.0
     rows: list[dict[str, Any]] = []
     begun, claimed = 0.0, False
     for stage in stages:
-        wall = _number(stage.get("wall_s")) or 0.0
+        wall = max(_number(stage.get("wall_s")) or 0.0, 0.0)
         programs = [_program(p) for p in _sequence(stage.get("programs")) if isinstance(p, Mapping)]
         claimed = claimed or bool(programs)
         rows.append(
@@ -333,9 +356,7 @@ def _program(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _command(
-    manifest: Mapping[str, Any], config: Mapping[str, Any], references: Sequence[Mapping[str, Any]]
-) -> str:
+def _command(manifest: Mapping[str, Any], config: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> str:
     """Return the command that calibrates the dataset again in the same way."""
     argv = ["caldp-process", _text(manifest.get("dataset")) or "DATASET"]
     argv += [_text(manifest.get("input")) or "file:.", _text(manifest.get("output")) or "file:."]
@@ -384,17 +405,18 @@ def _log(logs: Path) -> dict[str, Any]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Read the primary header and the first extension's, as far as they can be read; the primary one wins."""
+    """Read `_KEYWORDS` from the primary header, else the first extension's, as far as they can be read."""
     from astropy.io import fits
 
     values: dict[str, Any] = {}
     # Anything may be wrong in a damaged file, and no fact is worth a failed report.
     with contextlib.suppress(Exception), fits.open(path, memmap=True, lazy_load_hdus=True) as hdus:
         for index in (0, 1):
-            for card in hdus[index].header.cards:
+            header = hdus[index].header
+            for key in _KEYWORDS:
                 with contextlib.suppress(Exception):
-                    if card.keyword not in values and card.value not in (None, ""):
-                        values[card.keyword] = card.value
+                    if key not in values and header.get(key, "") not in (None, ""):
+                        values[key] = header[key]
     return values
 
 
@@ -469,14 +491,14 @@ def _row(header: Mapping[str, Any]) -> list[str]:
 
 
 def _facts(
-    header: Mapping[str, Any], exposures: Sequence[Mapping[str, Any]], instrument: str
-) -> dict[str, Any]:
-    """Say what was observed, when, for how long, by whom."""
+    header: Mapping[str, Any], exposures: Sequence[Mapping[str, Any]], instrument: str, *, combined: bool
+) -> dict[str, str]:
+    """Say what was observed, when, for how long, by whom; the time of all exposures if none combines them."""
     ra, dec = _number(header.get("RA_TARG")), _number(header.get("DEC_TARG"))
     science = [h for h in exposures if not str(h.get("EXPTYPE")).startswith("ACQ")]
     times = [_number(h.get("EXPTIME")) or 0.0 for h in science]
     exposure = _number(header.get("EXPTIME")) or 0.0
-    exposure = max(exposure, sum(times)) if "NUMEXPOS" not in header else exposure
+    exposure = exposure if combined else max(exposure, sum(times))
     dates = sorted({_text(h["DATE-OBS"])[:10] for h in exposures if "DATE-OBS" in h})
     names = [_text(header.get("INSTRUME")) or instrument.upper(), _text(header.get("DETECTOR"))]
     cenwave = _number(header.get("CENWAVE"))
@@ -531,6 +553,13 @@ class Picture:
     height: int = 0
     note: str = ""
     problem: str = ""
+
+
+def _picture_rank(picture: Picture) -> int:
+    """Order pictures by how much of the calibration is in what they show."""
+    suffixes = ("drc", "drz", "crc", "crj", "sx2", "x2d", "flc", "flt")
+    suffix = picture.product.removesuffix(".fits").partition("_")[2]
+    return next((i for i, name in enumerate(suffixes) if suffix.startswith(name)), len(suffixes))
 
 
 def _pictures(directory: Path, entries: Sequence[Mapping[str, Any]]) -> list[Picture]:
@@ -717,7 +746,7 @@ def _draw(path: Path) -> Spectrum | None:
     airglow = [line for line in _AIRGLOW if instrument in ("COS", "STIS") and x[0] < line[3] < x[1]]
     noisy = [_noisy(s) for s in segments]
     y = _flux_range(segments, noisy, airglow)
-    facts = _facts(header, [header], "")
+    facts = _facts(header, [], "", combined=True)
     ident = " · ".join(t for t in (facts["target"], facts["about"]) if t)
     views = [_view("wide", (1080, 430), (70, 16, 34, 50), 9, segments, noisy, airglow, x, y)]
     views += [_view("narrow", (420, 330), (44, 10, 30, 46), 4, segments, noisy, airglow[:1], x, y)]
@@ -898,9 +927,7 @@ def _view(
         if segment.pixels > 1:
             band = _band(px, at_y(segment.low), at_y(segment.high), good & ~noise)
         py = at_y(segment.mean)
-        view.lines.append(
-            Line(segment.name, index % 4, band, _path(px, py, good & ~noise), _path(px, py, good & near))
-        )
+        view.lines.append(Line(segment.name, index % 4, band, _path(px, py, good & ~noise), _path(px, py, good & near)))
     unit = 10.0**exponent
     view.x_ticks = [Tick(f"{at_x(np.asarray(v)):.1f}", label) for v, label in _ticks(*x, ticks)]
     view.y_ticks = [

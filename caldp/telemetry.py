@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import resource
@@ -88,14 +89,13 @@ class Telemetry:
         self._stage = "run"
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._handlers: dict[str, logging.FileHandler] = {}
         self._log = logging.Logger(f"caldp.{dataset}")  # noqa: LOG001 - a logger of this run, not of the process
         formatter = logging.Formatter(
             "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(dataset)s %(stage)s %(message)s", "%Y-%m-%dT%H:%M:%S"
         )
         formatter.converter = time.gmtime
         for name in (_MAIN_LOG, *_LOGS.values()):
-            handler = logging.FileHandler(directory / name, encoding="utf-8")
+            handler = _LogFile(directory / name, encoding="utf-8")
             handler.setFormatter(formatter)
             handler.addFilter(_belongs_to(name))
             self._log.addHandler(handler)
@@ -108,7 +108,8 @@ class Telemetry:
     def close(self) -> None:
         """Close the log files."""
         for handler in list(self._log.handlers):
-            handler.close()
+            with contextlib.suppress(OSError):  # a full disk, again
+                handler.close()
             self._log.removeHandler(handler)
 
     def info(self, text: str) -> None:
@@ -202,6 +203,13 @@ class Telemetry:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
+
+
+class _LogFile(logging.FileHandler):
+    """A log file on a disk that may be full: the run itself says so, so a line that does not fit is dropped."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name logging gives it
+        """Drop the line."""
 
 
 def _belongs_to(log: str) -> Callable[[logging.LogRecord], bool]:

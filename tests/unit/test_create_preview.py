@@ -324,6 +324,24 @@ def test_large_images_are_averaged_down(tmp_path: Path, monkeypatch: pytest.Monk
     assert 0 < shown[25, 25, 2] - shown[25, 25, 0] < 60  # tinted by its sixteenth, and not thrown off the scale
 
 
+def test_the_mean_of_a_block_is_that_of_its_valid_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(create_preview, "MAX_SIDE", 4)
+    image, dq, weight = np.full((14, 16), 6.0), np.zeros((14, 16)), np.ones((14, 16))
+    image[0:2, 0:4], dq[0:2, 0:4] = 1000.0, 4
+    image[4:8, 4:6], weight[4:8, 4:6] = -50.0, 0
+    image[12:, 12:] = 8.0  # a block cut by the edge
+    with fits.open(write_image(tmp_path / "x_drz.fits", image, dq=dq, weight=weight)) as hdus:
+        mosaic = create_preview._read_mosaic(hdus)
+    expected = np.full((4, 4), 6.0)
+    expected[3, 3] = 8.0
+    assert mosaic.values == pytest.approx(expected)
+    assert (mosaic.bad[0, 0], mosaic.bad.sum()) == (0.5, 0.5)
+    assert (mosaic.blank[1, 1], mosaic.blank.sum()) == (0.5, 0.5)
+    again = mosaic.binned(2)
+    assert again.values == pytest.approx(np.array([[6.0, 6.0], [6.0, 6.5]]))
+    assert (again.bad[0, 0], again.blank[0, 0]) == (0.125, 0.125)
+
+
 @pytest.mark.parametrize("value", [0.0, -3.5, 1e30])
 def test_a_constant_image_is_flat_and_says_so(tmp_path: Path, value: float) -> None:
     shown = make_pixels(tmp_path / "x_drz.fits", np.full((200, 300), value, dtype=np.float32))
@@ -452,6 +470,16 @@ def test_truncated_files(tmp_path: Path, noise: np.ndarray, size: int) -> None:
         with pytest.raises(PreviewError, match=rf"^{product.name}: "):
             make_preview(product, tmp_path)
     assert {p.suffix for p in tmp_path.iterdir()} == {".fits"}
+
+
+def test_a_cut_in_the_header_of_a_later_chip(tmp_path: Path, noise: np.ndarray) -> None:
+    """astropy hides such an extension: without care, half of the field would be missing from the picture."""
+    product = write_image(tmp_path / "a_flt.fits", noise, noise)
+    with fits.open(product) as hdus:
+        cut = hdus[3].fileinfo()["hdrLoc"] + 1000
+    product.write_bytes(product.read_bytes()[:cut])
+    with pytest.raises(PreviewError, match=r"^a_flt\.fits: damaged"):
+        make_preview(product, tmp_path)
 
 
 def test_an_old_preview_survives_a_failure(tmp_path: Path, noise: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,415 @@
+"""What any Store must do: subclass `StoreContract` and give it a ``uri``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+
+from caldp.errors import BusyError
+from caldp.store import ConflictError, Create, Overwrite, Store, Update, open_store
+
+KEY = "messages/status/ldfd01010.json"
+PREFIX = "data/cos/ldfd01010"
+UNSAFE = ("", ".", "..", "../x", "a/../../x", "/etc/x", "a/..", "a\0b")
+
+Script = Callable[..., subprocess.Popen[str]]
+
+PRELUDE = """
+import os, sys, time
+from pathlib import Path
+from caldp.errors import BusyError
+from caldp.store import *
+store = open_store(sys.argv[1])
+"""
+
+CREATE_ONE = """
+print("ready", flush=True)
+sys.stdin.read(1)
+try:
+    store.put("race/key", sys.argv[2].encode(), Create())
+    print("won")
+except ConflictError:
+    print("lost")
+"""
+
+INCREMENT = """
+for _ in range(10):
+    while True:
+        blob = store.get("counter")
+        try:
+            store.put("counter", str(int(blob.data) + 1).encode(), Update(blob.etag))
+            break
+        except ConflictError:
+            pass
+"""
+
+OWN = """
+with store.own("ldfd01010"):
+    print("held", flush=True)
+    sys.stdin.read(1)
+print("freed", flush=True)
+"""
+
+READ = """
+# A reader that holds the folder open sees one tree; when it was swapped out meanwhile, it looks again.
+target = store.local("data/cos/ldfd01010")
+seen = set()
+while True:
+    folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    versions = set()
+    try:
+        for name in ("a", "b", "c", "d"):
+            with open(os.open(name, os.O_RDONLY, dir_fd=folder)) as stream:
+                versions.add(stream.read())
+    except FileNotFoundError:
+        if os.path.samestat(os.fstat(folder), os.stat(target)):
+            sys.exit("a file is missing from the tree that is shown")
+        continue
+    finally:
+        os.close(folder)
+    if len(versions) != 1:
+        sys.exit(f"mixture of {versions}")
+    seen |= versions
+    if "first" in versions:
+        print("reading", flush=True)
+    if "last" in versions:
+        break
+print(len(seen))
+"""
+
+
+def write_tree(folder: Path, content: str, names: str = "abcd") -> None:
+    for name in names:
+        (folder / name).write_text(content)
+
+
+def tree(store: Store, prefix: str = PREFIX) -> dict[str, str]:
+    return {name: (store.get(f"{prefix}/{name}") or pytest.fail(name)).data.decode() for name in store.names(prefix)}
+
+
+class StoreContract:
+    """The conformance suite."""
+
+    @pytest.fixture
+    def uri(self) -> str:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, uri: str) -> Store:
+        return open_store(uri)
+
+    @pytest.fixture
+    def script(self, uri: str) -> Iterator[Script]:
+        """Start a Python process that works on the same store; it is gone after the test."""
+        started: list[subprocess.Popen[str]] = []
+
+        def start(code: str, *args: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", PRELUDE + code, uri, *args],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.append(process)
+            return process
+
+        yield start
+        for process in started:
+            process.kill()
+            process.communicate()
+
+    @pytest.fixture
+    def publish(self, store: Store) -> Callable[[str, str], None]:
+        def publish(run: str, content: str) -> None:
+            staging = store.staging(PREFIX, run)
+            write_tree(staging, content)
+            store.publish(staging, PREFIX, lambda: None)
+
+        return publish
+
+    # ---- small objects
+
+    def test_nothing_is_there_at_first(self, store: Store) -> None:
+        assert store.get(KEY) is None
+        assert store.get(f"{KEY}/below") is None
+        assert store.names("messages/status") == []
+        store.delete(KEY)
+
+    def test_a_tag_is_that_of_the_content(self, store: Store) -> None:
+        tag = store.put(KEY, b"one\0\xff", Create())
+        blob = store.get(KEY)
+        assert blob is not None
+        assert (blob.data, blob.etag) == (b"one\0\xff", tag)
+        assert store.put(KEY, b"two", Overwrite()) != tag
+
+    def test_create_refuses_what_is_there(self, store: Store) -> None:
+        store.put(KEY, b"one", Create())
+        with pytest.raises(ConflictError):
+            store.put(KEY, b"two", Create())
+        assert (store.get(KEY) or pytest.fail()).data == b"one"
+
+    def test_create_after_delete(self, store: Store) -> None:
+        store.put(KEY, b"one", Create())
+        store.delete(KEY)
+        assert store.get(KEY) is None
+        store.put(KEY, b"two", Create())
+        assert (store.get(KEY) or pytest.fail()).data == b"two"
+
+    def test_overwrite(self, store: Store) -> None:
+        store.put(KEY, b"one", Overwrite())
+        store.put(KEY, b"", Overwrite())
+        assert (store.get(KEY) or pytest.fail()).data == b""
+
+    def test_update_wants_the_present_tag(self, store: Store) -> None:
+        first = store.put(KEY, b"one", Create())
+        second = store.put(KEY, b"two", Update(first))
+        with pytest.raises(ConflictError):
+            store.put(KEY, b"three", Update(first))
+        assert (store.get(KEY) or pytest.fail()).data == b"two"
+        store.put(KEY, b"three", Update(second))
+
+    def test_update_of_nothing_is_a_conflict(self, store: Store) -> None:
+        with pytest.raises(ConflictError):
+            store.put(KEY, b"one", Update("tag"))
+        assert store.get(KEY) is None
+
+    def test_names_are_those_directly_below(self, store: Store) -> None:
+        for key in ("m/b", "m/a", "m/sub/c", "mm/d"):
+            store.put(key, b"", Create())
+        assert [n for n in store.names("m") if n != "sub"] == ["a", "b"]
+        assert "d" not in store.names("m")
+
+    def test_failed_puts_leave_nothing_behind(self, store: Store) -> None:
+        store.put("m/a", b"", Create())
+        for mode in (Create(), Update("stale")):
+            with pytest.raises(ConflictError):
+                store.put("m/a", b"x", mode)
+        assert store.names("m") == ["a"]
+
+    @pytest.mark.parametrize("key", UNSAFE)
+    def test_unsafe_keys_are_refused(self, store: Store, key: str, tmp_path: Path) -> None:
+        source = tmp_path / "source"
+        source.write_bytes(b"")
+        before = sorted(tmp_path.rglob("*"))
+        doings: list[Callable[[], Any]] = [
+            lambda: store.put(key, b"", Overwrite()),
+            lambda: store.delete(key),
+            lambda: store.add(source, key),
+            lambda: store.staging(key, "run"),
+        ]
+        for do in doings:
+            with pytest.raises(ValueError, match="unsafe key"):
+                do()
+        assert sorted(tmp_path.rglob("*")) == before
+
+    # ---- races
+
+    def test_one_of_16_threads_creates_a_key(self, store: Store) -> None:
+        for round_ in range(5):
+            together = Barrier(16)
+
+            def create(number: int, key: str = f"race/{round_}", together: Barrier = together) -> bool:
+                together.wait()
+                try:
+                    store.put(key, b"%d" % number, Create())
+                except ConflictError:
+                    return False
+                return True
+
+            with ThreadPoolExecutor(16) as pool:
+                won = list(pool.map(create, range(16)))
+            assert won.count(True) == 1
+            assert (store.get(f"race/{round_}") or pytest.fail()).data == b"%d" % won.index(True)
+
+    def test_one_of_16_processes_creates_a_key(self, store: Store, script: Script) -> None:
+        processes = [script(CREATE_ONE, str(number)) for number in range(16)]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("x")
+            process.stdin.flush()
+        answers = [process.communicate()[0].strip() for process in processes]
+        assert sorted(answers) == ["lost"] * 15 + ["won"]
+        assert (store.get("race/key") or pytest.fail()).data == b"%d" % answers.index("won")
+
+    def test_no_increment_is_lost(self, store: Store, script: Script) -> None:
+        store.put("counter", b"0", Create())
+        for process in [script(INCREMENT) for _ in range(5)]:
+            _, errors = process.communicate()
+            assert not errors
+        assert (store.get("counter") or pytest.fail()).data == b"50"
+
+    # ---- ownership
+
+    def test_a_dataset_has_one_owner(self, store: Store) -> None:
+        with store.own("ldfd01010"):
+            with pytest.raises(BusyError, match="ldfd01010"), store.own("ldfd01010"):
+                pytest.fail("owned twice")
+            with store.own("ldfd01020"):
+                pass
+        with store.own("ldfd01010"):
+            pass
+
+    def test_an_exception_frees(self, store: Store) -> None:
+        with pytest.raises(ZeroDivisionError), store.own("ldfd01010"):
+            raise ZeroDivisionError
+        with store.own("ldfd01010"):
+            pass
+
+    def test_another_process_owns_until_it_lets_go(self, store: Store, script: Script) -> None:
+        other = script(OWN)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BusyError), store.own("ldfd01010"):
+            pytest.fail("owned twice")
+        other.communicate("x")
+        with store.own("ldfd01010"):
+            pass
+
+    def test_a_killed_owner_owns_nothing(self, store: Store, script: Script) -> None:
+        other = script(OWN)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+        with store.own("ldfd01010"):
+            pass
+
+    def test_take_over(self, store: Store, script: Script) -> None:
+        old = script(OWN)
+        assert old.stdout is not None
+        assert old.stdout.readline() == "held\n"
+        with store.own("ldfd01010", take_over=True):
+            with pytest.raises(BusyError), store.own("ldfd01010"):
+                pytest.fail("owned twice")
+            # The old owner ends: that must not free what is not his any more.
+            assert old.communicate("x")[0] == "freed\n"
+            with pytest.raises(BusyError), store.own("ldfd01010"):
+                pytest.fail("owned twice")
+
+    def test_take_over_of_nothing(self, store: Store) -> None:
+        with store.own("ldfd01010", take_over=True), pytest.raises(BusyError), store.own("ldfd01010"):
+            pytest.fail("owned twice")
+
+    # ---- trees
+
+    def test_publish_the_first_time(self, store: Store, publish: Callable[[str, str], None]) -> None:
+        publish("run1", "one")
+        assert tree(store) == dict.fromkeys("abcd", "one")
+
+    def test_what_is_staged_is_not_shown(self, store: Store) -> None:
+        staging = store.staging(PREFIX, "run1")
+        write_tree(staging, "one")
+        assert store.names("data/cos") == []
+        assert list(store.names(PREFIX)) == []
+
+    def test_publish_replaces_everything(self, store: Store, publish: Callable[[str, str], None]) -> None:
+        publish("run1", "one")
+        staging = store.staging(PREFIX, "run2")
+        write_tree(staging, "two", "xy")
+        store.publish(staging, PREFIX, lambda: None)
+        assert tree(store) == {"x": "two", "y": "two"}
+        assert store.names("data/cos") == ["ldfd01010"]
+        assert not staging.exists()
+
+    def test_publish_into_a_folder_that_holds_only_logs(self, store: Store, tmp_path: Path) -> None:
+        (tmp_path / "log").write_text("failed")
+        store.add(tmp_path / "log", f"{PREFIX}/logs/process.txt")
+        staging = store.staging(PREFIX, "run2")
+        write_tree(staging, "two")
+        store.publish(staging, PREFIX, lambda: None)
+        assert tree(store) == dict.fromkeys("abcd", "two")
+
+    def test_publish_that_is_not_allowed_changes_nothing(
+        self, store: Store, publish: Callable[[str, str], None]
+    ) -> None:
+        publish("run1", "one")
+        staging = store.staging(PREFIX, "run2")
+        write_tree(staging, "two")
+
+        def refuse() -> None:
+            raise BusyError("taken over")
+
+        with pytest.raises(BusyError):
+            store.publish(staging, PREFIX, refuse)
+        assert tree(store) == dict.fromkeys("abcd", "one")
+
+    def test_a_reader_sees_the_old_tree_or_the_new_one(
+        self, store: Store, script: Script, publish: Callable[[str, str], None]
+    ) -> None:
+        publish("run0", "first")
+        reader = script(READ)
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reading\n"
+        for number in range(50):
+            publish(f"run{number + 1}", f"version {number}")
+        publish("run51", "last")
+        out, errors = reader.communicate(timeout=30)
+        assert (reader.returncode, errors) == (0, "")
+        assert int(out.splitlines()[-1]) >= 2
+
+    def test_two_runs_stage_apart(self, store: Store) -> None:
+        one, two = store.staging(PREFIX, "run1"), store.staging(PREFIX, "run2")
+        assert one != two
+        with pytest.raises(FileExistsError):
+            store.staging(PREFIX, "run1")
+
+    def test_add_leaves_other_objects_alone(
+        self, store: Store, publish: Callable[[str, str], None], tmp_path: Path
+    ) -> None:
+        publish("run1", "one")
+        (tmp_path / "log").write_text("new")
+        store.add(tmp_path / "log", f"{PREFIX}/a")
+        store.add(tmp_path / "log", f"{PREFIX}/e")
+        assert tree(store) == {"a": "new", "b": "one", "c": "one", "d": "one", "e": "new"}
+        assert (tmp_path / "log").read_text() == "new"
+
+    def test_discard_removes_what_dead_runs_staged(
+        self, store: Store, publish: Callable[[str, str], None]
+    ) -> None:
+        publish("run0", "one")
+        dead, other = store.staging(PREFIX, "run1"), store.staging(f"{PREFIX[:-1]}1", "run1")
+        write_tree(dead, "half")
+        store.discard(PREFIX)
+        assert not dead.exists()
+        assert other.exists()
+        assert tree(store) == dict.fromkeys("abcd", "one")
+        store.discard("data/acs/j8cb010b0")
+
+
+class TestLocalStore(StoreContract):
+    """A folder."""
+
+    @pytest.fixture
+    def uri(self, tmp_path: Path) -> str:
+        return f"file:{tmp_path / 'out:with colon'}"
+
+    def test_urls_are_paths(self, store: Store, tmp_path: Path) -> None:
+        root = tmp_path / "out:with colon"
+        assert store.url() == str(root)
+        assert store.url(PREFIX) == str(root / PREFIX)
+        assert store.local(PREFIX) == root / PREFIX
+
+    def test_locks_are_removed(self, store: Store) -> None:
+        tag = store.put(KEY, b"one", Create())
+        with store.own("ldfd01010"):
+            store.put(KEY, b"two", Update(tag))
+        root = store.local("") or pytest.fail()
+        assert [p for p in root.rglob("*") if p.is_file()] == [root / KEY]
+
+    def test_a_directory_in_the_way_of_an_output_is_an_os_error(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OSError, match="file"):
+            open_store(f"file:{tmp_path / 'file'}").put(KEY, b"", Create())

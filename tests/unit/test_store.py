@@ -1,0 +1,116 @@
+"""URIs, and what only the local store has."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caldp import store
+from caldp.errors import UnsupportedError, UsageError
+from caldp.store import open_store, parse_uri, safe_key
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "rest"),
+    [
+        ("file:.", "file", "."),
+        ("file:", "file", "."),
+        ("file:inputs", "file", "inputs"),
+        ("file:inputs/", "file", "inputs/"),
+        ("file:../up", "file", "../up"),
+        ("file:/absolute/path", "file", "/absolute/path"),
+        ("file:///absolute/path", "file", "/absolute/path"),
+        ("file://localhost/absolute/path", "file", "/absolute/path"),
+        ("file:a:b", "file", "a:b"),
+        ("file:/data/12:30:00/in", "file", "/data/12:30:00/in"),
+        ("file:s3://x", "file", "s3://x"),
+        ("file:with blank", "file", "with blank"),
+        ("file:per%20cent", "file", "per%20cent"),
+        ("astroquery:", "astroquery", ""),
+        ("s3://bucket", "s3", "//bucket"),
+        ("s3://bucket/batch-22/x", "s3", "//bucket/batch-22/x"),
+        ("s3://bucket/a:b/", "s3", "//bucket/a:b/"),
+    ],
+)
+def test_d19_good_uris(text: str, scheme: str, rest: str) -> None:
+    assert parse_uri(text) == (scheme, rest)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", ".", "inputs", "/absolute", "C:\\data", "FILE:x", " file:x", "files:x", "http://host/x", "s3:", "s3:bucket",
+        "s3://", "s3:///key", "file://host/x", "file:a\0b", "none", "none:", ":x", "astroquery",
+    ],
+)  # fmt: skip
+def test_d19_bad_uris_are_named(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_uri(text)
+    assert repr(text) in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert caught.value.remedy
+
+
+@given(st.text())
+def test_any_text_is_a_uri_or_a_usage_error(text: str) -> None:
+    for candidate in (text, f"file:{text}", f"s3:{text}"):
+        try:
+            scheme, rest = parse_uri(candidate)
+        except UsageError:
+            continue
+        assert scheme in ("file", "s3", "astroquery")
+        assert rest or scheme == "astroquery"
+
+
+@given(st.text(st.characters(exclude_characters="\0"), min_size=1).filter(lambda t: not t.startswith("//")))
+def test_d19_a_path_comes_back_as_it_was(path: str) -> None:
+    assert parse_uri(f"file:{path}") == ("file", path)
+
+
+@pytest.mark.parametrize(("uri", "error"), [("s3://b/x", UnsupportedError), ("astroquery:", UsageError)])
+def test_places_that_cannot_be_written(uri: str, error: type[UsageError]) -> None:
+    with pytest.raises(error, match="file:<directory>"):
+        open_store(uri)
+
+
+def test_a_relative_output_stays_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = open_store("file:out")
+    monkeypatch.chdir("/")
+    assert out.url("x") == str(tmp_path / "out" / "x")
+
+
+@given(st.lists(st.sampled_from(["a", "b", ".", "..", "", "x y"]), max_size=6).map("/".join))
+def test_a_safe_key_stays_below(key: str) -> None:
+    try:
+        safe = safe_key(key)
+    except ValueError:
+        return
+    assert Path("/root").joinpath(safe).resolve().is_relative_to("/root")
+
+
+def test_two_renames_where_there_is_no_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "other")
+    out = store.LocalStore(tmp_path)
+    for content in ("one", "two"):
+        staging = out.staging("data/x", content)
+        (staging / "file").write_text(content)
+        out.publish(staging, "data/x", lambda: None)
+        assert (tmp_path / "data" / "x" / "file").read_text() == content
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["x"]
+
+
+def test_discard_brings_back_a_tree_that_a_dead_run_had_put_aside(tmp_path: Path) -> None:
+    # Killed between the two renames of a file system without an exchange.
+    out = store.LocalStore(tmp_path)
+    aside = tmp_path / "data" / ".x.run1.partial.old"
+    aside.mkdir(parents=True)
+    (aside / "file").write_text("one")
+    (tmp_path / "data" / ".x.run1.partial").mkdir()
+    out.discard("data/x")
+    assert (tmp_path / "data" / "x" / "file").read_text() == "one"
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["x"]
