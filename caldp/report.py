@@ -861,7 +861,7 @@ def _running_median(values: Floats, width: int) -> Floats:
     import numpy as np
 
     half = min(width, values.size) // 2
-    padded = np.pad(values, half, mode="edge")
+    padded = np.pad(values, half, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # windows without any value

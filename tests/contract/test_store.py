@@ -376,9 +376,7 @@ class StoreContract:
         assert tree(store) == {"a": "new", "b": "one", "c": "one", "d": "one", "e": "new"}
         assert (tmp_path / "log").read_text() == "new"
 
-    def test_discard_removes_what_dead_runs_staged(
-        self, store: Store, publish: Callable[[str, str], None]
-    ) -> None:
+    def test_discard_removes_what_dead_runs_staged(self, store: Store, publish: Callable[[str, str], None]) -> None:
         publish("run0", "one")
         dead, other = store.staging(PREFIX, "run1"), store.staging(f"{PREFIX[:-1]}1", "run1")
         write_tree(dead, "half")

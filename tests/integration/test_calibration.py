@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from astropy.io import fits
 
-from .conftest import CONTEXT, SCRIPTS, Desk, Result, assert_tidy
+from tests.desk import CONTEXT, SCRIPTS, Desk, Result, assert_tidy
 
 ASSOCIATION = "ldfd01010"
 MEMBERS = ("ldfd01vnq", "ldfd01vpq", "ldfd01vrq", "ldfd01vtq")

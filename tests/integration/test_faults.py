@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from astropy.io import fits
 
-from .conftest import Desk, assert_tidy, child_named
+from tests.desk import Desk, assert_tidy, child_named
 
 ACQ = "ldfd01vlq"
 TAG = "ldfd01vnq"

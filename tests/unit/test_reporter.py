@@ -339,9 +339,7 @@ def test_rich_sends_no_escape_of_a_program_to_the_terminal(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("stream", [Gone(), None])
-def test_a_reader_that_went_away_changes_nothing(
-    maker: Callable[[TextIO], Reporter], stream: TextIO
-) -> None:
+def test_a_reader_that_went_away_changes_nothing(maker: Callable[[TextIO], Reporter], stream: TextIO) -> None:
     tell(maker(stream), FAILED)
 
 

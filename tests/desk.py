@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 CONTEXT = "hst_0729.pmap"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 

@@ -1,0 +1,3 @@
+"""Fixtures for all tests: see tests/desk.py."""
+
+pytest_plugins = ["tests.desk"]

@@ -1,0 +1,85 @@
+"""Whole FITS or not."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from caldp.fitsfile import damage
+from tests.fakes.cos import truncate, write_raw
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "x.fits"
+    data = np.random.default_rng(1).normal(size=(100, 100)).astype(np.float32)
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(data, name="SCI"), fits.ImageHDU(name="ERR")]).writeto(path)
+    return path
+
+
+def squeeze(path: Path) -> Path:
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    return path
+
+
+def test_whole_files(image: Path, tmp_path: Path) -> None:
+    assert damage(image) == ""
+    assert damage(write_raw(tmp_path, "ldfd01vnq", events=1000)) == ""
+    assert damage(squeeze(image)) == ""
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.3, 0.6, 0.95])
+def test_truncated(image: Path, share: float) -> None:
+    assert damage(truncate(image, share))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.999])
+def test_truncated_gzip_stream_under_a_fits_name(tmp_path: Path, share: float) -> None:
+    data = np.random.default_rng(1).normal(size=(100, 100)).astype(np.float32)
+    path = tmp_path / "x.fits"
+    fits.PrimaryHDU(data).writeto(path)
+    assert damage(truncate(squeeze(path), share))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0", b"not FITS", b"SIMPLE", b"\x1f\x8b", b"\x1f\x8bxxxxxxxxxxxx", b"\0" * 5760]
+)
+def test_garbage(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.fits"
+    path.write_bytes(content)
+    reason = damage(path)
+    assert reason
+    assert "\n" not in reason
+    assert len(reason) < 200
+
+
+def test_a_corrupt_gzip_stream(image: Path) -> None:
+    content = bytearray(squeeze(image).read_bytes())
+    content[20:60] = b"\xff" * 40
+    image.write_bytes(content)
+    assert damage(image)
+
+
+def test_a_broken_header(image: Path) -> None:
+    image.write_bytes(image.read_bytes().replace(b"NAXIS1  =                  100", b"NAXIS1  =                  x00"))
+    assert damage(image)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    assert "No such file" in damage(tmp_path / "x.fits")
+
+
+def test_zeros_after_the_last_block_do_no_harm(image: Path) -> None:
+    # Blocks of tapes were longer than those of FITS.
+    image.write_bytes(image.read_bytes() + b"\0" * 2880)
+    assert damage(image) == ""
+
+
+def test_it_closes_what_it_opens(image: Path) -> None:
+    for _ in range(3):
+        damage(image)  # an open file would be a ResourceWarning, which is an error here
+    image.unlink()
