@@ -253,6 +253,7 @@ def create_previews(
     *,
     jobs: int = 2,
     thumbnail: int = 128,
+    cancel: Callable[[], None] = lambda: None,
 ) -> list[Preview]:
     """Make and verify the previews of all products of a dataset.
 
@@ -268,6 +269,8 @@ def create_previews(
         Worker processes at a time.
     thumbnail : int
         Longest side of images' thumbnails, in pixels.
+    cancel : callable
+        Stops the programs that ``run_program`` is running.
 
     Returns
     -------
@@ -294,7 +297,11 @@ def create_previews(
     problems: dict[Path, str] = {}
     try:
         with ThreadPoolExecutor(len(groups)) as pool:
-            runs = list(pool.map(lambda group: run_program(_command(group, directory, thumbnail)), groups))
+            try:
+                runs = list(pool.map(lambda group: run_program(_command(group, directory, thumbnail)), groups))
+            except BaseException:  # an interrupt: without this the pool would wait for its programs to end
+                cancel()
+                raise
     finally:
         for leftover in directory.glob(f"{_SCRATCH}*"):  # a killed worker cannot tidy up
             shutil.rmtree(leftover, ignore_errors=True)
@@ -340,7 +347,13 @@ def preview(run: Run, products: Products) -> list[Preview]:
         def run_program(argv: Sequence[str]) -> ProgramRun:
             return run.telemetry.run_program(argv, cwd=workspace.root, env=config.program_environment())
 
-        made = create_previews(products.previewed, workspace.previews, run_program, jobs=config.preview_jobs)
+        made = create_previews(
+            products.previewed,
+            workspace.previews,
+            run_program,
+            jobs=config.preview_jobs,
+            cancel=run.telemetry.cancel_programs,
+        )
         stage.bytes_in = sum(p.stat().st_size for p in products.previewed)
         stage.bytes_out = sum(p.size for p in made)
         run.telemetry.info(f"{len(made)} previews of {len(products.previewed)} products")

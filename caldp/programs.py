@@ -128,7 +128,8 @@ def run(
     cwd: Path,
     env: Mapping[str, str],
     on_line: LineSink,
-    on_memory: MemorySink | None = None,
+    on_memory: MemorySink = lambda _: None,
+    cancelled: threading.Event | None = None,
 ) -> ProgramRun:
     """Run a program to its end.
 
@@ -144,6 +145,8 @@ def run(
         Receives each line of standard output and error, decoded as UTF-8 with replacement.
     on_memory : callable, optional
         Receives the resident memory in bytes while it runs.
+    cancelled : Event, optional
+        Set by another thread to have the program killed.
 
     Returns
     -------
@@ -175,11 +178,10 @@ def run(
     except OSError as error:
         raise StartError(f"{argv[0]} cannot be started ({error.strerror})") from error
     assert process.stdout is not None  # noqa: S101 - for the type checker: stdout is a pipe
-    stop = threading.Event()
-    sampler = threading.Thread(target=_sample, args=(process.pid, on_memory, stop), daemon=True)
+    ended = threading.Event()
+    watch = (process.pid, on_memory, cancelled, ended)
+    threading.Thread(target=_watch, args=watch, daemon=True).start()
     try:
-        if on_memory is not None:
-            sampler.start()
         for raw in process.stdout:
             line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
             tail.append(line)
@@ -191,7 +193,7 @@ def run(
         _stop(process)
         raise
     finally:
-        stop.set()
+        ended.set()
         process.stdout.close()
     unit = 1 if sys.platform == "darwin" else 1024
     return ProgramRun(
@@ -229,12 +231,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def _sample(pid: int, on_memory: MemorySink | None, stop: threading.Event) -> None:
+def _watch(pid: int, on_memory: MemorySink, cancelled: threading.Event | None, ended: threading.Event) -> None:
+    """Tell the memory of a running program, and kill it when it is cancelled."""
     import psutil
 
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, ProcessLookupError):
         process = psutil.Process(pid)
-        while on_memory is not None and not stop.wait(0.5):
+        while not ended.wait(0.25):
+            if cancelled is not None and cancelled.is_set():
+                os.killpg(pid, signal.SIGKILL)  # run() is waiting for it and will reap it
+                return
             on_memory(process.memory_info().rss)
 
 

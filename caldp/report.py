@@ -599,40 +599,49 @@ def _fair_share(sizes: Sequence[int], budget: int) -> int:
 
 
 def _inline(picture: Picture, data: bytes, limit: int) -> None:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "WEBP")) as image:
             picture.width, picture.height = image.size
             kind = str(image.format).lower()
             if len(data) > limit:
-                image.draft("RGB", (1600, 1600))  # a JPEG four thousand pixels wide is decoded small at once
-                data, kind = _downsized(image.convert("RGB"), kind, limit)
+                data, kind = _downsized(image, kind, limit, crowded=len(data) > 4 * limit)
                 picture.note = "reduced here"
             else:
                 image.load()  # finds truncated files
+    except UnidentifiedImageError:
+        picture.problem = "cannot be shown: it is no PNG, JPEG, GIF or WebP file"
+        return
     except Exception as error:  # the decoders raise almost anything on damaged files
         picture.problem = f"cannot be shown: {_text(error)[:160] or type(error).__name__}"
         return
     picture.uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _downsized(image: Any, kind: str, limit: int) -> tuple[bytes, str]:  # noqa: ANN401 - PIL.Image.Image
-    """Encode a picture in about ``limit`` bytes: a plot keeps its sharp lines as long as possible."""
-    if kind == "png":
-        out = io.BytesIO()
-        image.quantize(32).save(out, "PNG")
+def _downsized(
+    image: Any,  # noqa: ANN401 - PIL.Image.Image
+    kind: str,
+    limit: int,
+    *,
+    crowded: bool,
+) -> tuple[bytes, str]:
+    """Encode a picture in about ``limit`` bytes; a plot keeps its size and its sharp lines if it can."""
+    out = io.BytesIO()
+    if kind == "png" and not crowded:
+        image.convert("RGB").quantize(64, method=2).save(out, "PNG")  # 2: fast octree
         if out.tell() <= limit:
             return out.getvalue(), "png"
-    out = io.BytesIO()
-    for side, quality in ((1600, 85), (1200, 82), (900, 80), (640, 75), (480, 70), (320, 60)):
-        small = image.copy()
-        small.thumbnail((side, side))
+    side = math.isqrt(4 * limit)  # at two bits per pixel
+    image.draft("RGB", (side, side))  # a JPEG four thousand pixels wide is decoded small at once
+    image = image.convert("RGB")
+    while True:
+        image.thumbnail((side, side))
         out = io.BytesIO()
-        small.save(out, "JPEG", quality=quality)
-        if out.tell() <= limit:
-            break
-    return out.getvalue(), "jpeg"
+        image.save(out, "JPEG", quality=82)
+        if out.tell() <= limit or side < 320:
+            return out.getvalue(), "jpeg"
+        side = side * 3 // 4
 
 
 # ---- the spectrum -------------------------------------------------------------------------------------

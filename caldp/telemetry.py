@@ -88,6 +88,7 @@ class Telemetry:
         self._secrets = tuple(secrets)
         self._stage = "run"
         self._lock = threading.Lock()
+        self._cancelled = threading.Event()
         self._started = time.monotonic()
         self._log = logging.Logger(f"caldp.{dataset}")  # noqa: LOG001 - a logger of this run, not of the process
         formatter = logging.Formatter(
@@ -165,11 +166,17 @@ class Telemetry:
             self._write("INFO", f"{name}: {line}")
             self.reporter.line(name, line)
 
-        done = programs.run(argv, cwd=cwd, env=env, on_line=on_line, on_memory=self.reporter.memory)
+        done = programs.run(
+            argv, cwd=cwd, env=env, on_line=on_line, on_memory=self.reporter.memory, cancelled=self._cancelled
+        )
         self._write("INFO", str(done))
         with self._lock:
             self.stages[-1].programs.append(done)
         return done
+
+    def cancel_programs(self) -> None:
+        """Kill the programs that other threads are running, and any they would start."""
+        self._cancelled.set()
 
     def write_metrics(self) -> dict[str, Any]:
         """Write ``metrics.json`` and the archive pipeline's two text files; return the former's content."""

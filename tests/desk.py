@@ -145,6 +145,7 @@ def assert_tidy(home: Path) -> None:
     assert not list(home.rglob("*.partial"))
     assert not list(home.rglob("*.lock"))
     assert not list(home.rglob(".*.tmp"))
+    assert not [path for locks in home.rglob(".locks") for path in locks.iterdir()]
 
 
 @pytest.fixture

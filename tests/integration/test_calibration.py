@@ -107,7 +107,8 @@ def test_association_logs_name_time_level_dataset_and_stage(association: Desk) -
         assert lines
         for text in lines:
             assert line.fullmatch(text), text
-    assert "previews" not in {x.split()[3] for x in (association.folder(ASSOCIATION) / "logs/process.txt").open()}
+    main = (association.folder(ASSOCIATION) / "logs" / "process.txt").read_text().splitlines()
+    assert {text.split()[3] for text in main} == {"run", "fetch", "references", "calibrate", "publish"}
 
 
 def test_association_metrics(association: Desk) -> None:
@@ -395,6 +396,44 @@ def test_secrets_reach_no_file(desk: Desk, give: Give) -> None:
     for path in desk.output.rglob("*"):
         if path.is_file():
             assert secret.encode() not in path.read_bytes()
+
+
+# --- the demo ---------------------------------------------------------------------------------------------------
+
+
+def simulate_process_compare(desk: Desk, exposures: int, dataset: str, product: str) -> None:
+    """Do what `make demo` does."""
+
+    def caldp(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([SCRIPTS / "caldp", *args], cwd=desk.home, env=desk.env, capture_output=True, text=True)
+
+    made = caldp("simulate", "demo", "--exposures", str(exposures))
+    assert made.returncode == 0 and f"caldp-process {dataset}" in made.stdout, made.stderr
+    result = desk.run(dataset, "file:demo/inputs", "file:OUT", "demo/caldp-config-simulated")
+    assert result.code == 0, result.stderr
+    truth = f"demo/truth/{dataset}_spectrum.ecsv"
+    done = caldp("compare", str(desk.folder(dataset) / product), truth)
+    assert done.returncode == 0 and "injected spectrum recovered" in done.stdout, done.stdout
+
+
+def test_demo_recovers_the_injected_spectrum(desk: Desk) -> None:
+    simulate_process_compare(desk, 1, "lsim01sxq", "lsim01sxq_x1d.fits")
+    wrong = desk.home / "demo" / "wrong.ecsv"
+    text = (desk.home / "demo/truth/lsim01sxq_spectrum.ecsv").read_text()
+    wrong.write_text(re.sub(r"(?m)^(\d+\.?\d*) ", lambda m: f"{float(m[1]) + 3} ", text))
+    x1d = desk.folder("lsim01sxq") / "lsim01sxq_x1d.fits"
+    done = subprocess.run([SCRIPTS / "caldp", "compare", x1d, wrong], env=desk.env, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
+
+
+@pytest.mark.slow
+def test_simulated_association_recovers_the_injected_spectrum(desk: Desk) -> None:
+    simulate_process_compare(desk, 2, "lsim01010", "lsim01010_x1dsum.fits")
+    expected = {"lsim01010_asn.fits", "lsim01010_jnk.fits", "lsim01010_x1dsum.fits"}
+    assert expected <= desk.tree("lsim01010")
+
+
+# --- the other commands -----------------------------------------------------------------------------------------
 
 
 def test_doors(desk: Desk) -> None:

@@ -270,20 +270,21 @@ LOGS = ("metrics.json", "preview.txt", "preview_metrics.txt", "process.txt", "pr
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("program", ["crds.bestrefs", "calcos"])
+@pytest.mark.parametrize("program", ["crds.bestrefs", "calcos", "caldp.create_preview"])
 def test_d33_a_stopped_run_says_so(desk: Desk, give: Give, program: str, signum: int, code: int) -> None:
-    give("ldfd01vnq*")
-    process = desk.start(TAG, "file:IN", "file:OUT")
+    dataset = ACQ if program == "caldp.create_preview" else TAG  # the shorter way to the previews
+    give(f"{dataset}*")
+    process = desk.start(dataset, "file:IN", "file:OUT")
     child = child_named(process, program)
     process.send_signal(signum)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert signal.Signals(signum).name in stderr
     assert not child.is_running()
-    status = desk.status(TAG)
+    status = desk.status(dataset)
     assert (status["state"], status["exit_code"]) == ("error", code)
-    assert desk.states(TAG) == ["dataset-error"]
-    assert desk.tree(TAG) == {f"logs/{n}" for n in LOGS}
+    assert desk.states(dataset) == ["dataset-error"]
+    assert desk.tree(dataset) == {f"logs/{n}" for n in LOGS}
     assert_tidy(desk.home)
 
 

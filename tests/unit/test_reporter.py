@@ -117,7 +117,14 @@ def test_rich_is_not_imported_with_the_module() -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_499_000_000, "1.5 GB"), (999_600, "1 MB"), (3e15, "3,000 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (1_499_000_000, "1.5 GB"),
+        (999_600, "1 MB"),
+        (3e15, "3,000 TB"),
+    ],
 )
 def test_human_size(size: float, text: str) -> None:
     assert human_size(size) == text
@@ -140,7 +147,12 @@ def test_printable_is_harmless(line: str) -> None:
 
 def test_summary_of_processed() -> None:
     text = "\n".join(summary_lines(PROCESSED))
-    for part in ("processed, attempt 1, 1 min 23 s", "1,033 (1.5 GB)", "29 from hst_0729.pmap", "report.html"):
+    for part in (
+        "processed, attempt 1, 1 min 23 s",
+        "1,033 (1.5 GB)",
+        "29 from hst_0729.pmap",
+        "report.html",
+    ):
         assert part in text
     assert "reason" not in text
     assert "exit code" not in text
@@ -182,7 +194,13 @@ def test_summary_of_dry_run() -> None:
         "output": "file:/data/cos/ldfd01010",
     }
     text = "\n".join(summary_lines(Outcome("ldfd01010", "planned", context="hst_0729.pmap", plan=plan)))
-    for part in ("nothing was written", "2 (2 kB)", "1 from hst_0729.pmap", "calcos -o 'out dir' a.fits", "1 expected"):
+    for part in (
+        "nothing was written",
+        "2 (2 kB)",
+        "1 from hst_0729.pmap",
+        "calcos -o 'out dir' a.fits",
+        "1 expected",
+    ):
         assert part in text
 
 
@@ -273,7 +291,15 @@ def test_rich_shows_stages_and_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     out = Terminal()
     tell(RichReporter(out), PROCESSED)
     screen = last_screen(out.getvalue())
-    for part in ("✓ fetch", "0.4 s", "✓ calibrate", "1 min 18 s", "– publish", "WARNING: FLATCORR", "1,033 (1.5 GB)"):
+    for part in (
+        "✓ fetch",
+        "0.4 s",
+        "✓ calibrate",
+        "1 min 18 s",
+        "– publish",
+        "WARNING: FLATCORR",
+        "1,033 (1.5 GB)",
+    ):
         assert part in screen
     assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1  # the cursor is back
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -220,6 +221,10 @@ def test_a_full_disk_under_the_log_is_an_os_error_and_no_traceback(
 ) -> None:
     (tmp_path / "process.txt").symlink_to("/dev/full")
     telemetry = Telemetry("ldfd01vnq", tmp_path, FakeReporter())
-    with pytest.raises(OSError, match="No space left"):
-        telemetry.info("text")
-    assert capfd.readouterr().err == ""
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            telemetry.info("text")
+        assert capfd.readouterr().err == ""
+    finally:
+        with contextlib.suppress(OSError):
+            telemetry.close()

@@ -1,0 +1,281 @@
+"""Assign: the real crds package chooses from a simulated cache; every file is proved."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pprint
+import shutil
+from ast import literal_eval
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from astropy.io import fits
+from crds.client import proxy
+
+from caldp import references
+from caldp.errors import ReferencesError, UsageError
+from caldp.inputs import Inputs, fetch
+from caldp.references import References, _metadata, assign
+from caldp.run import Run
+from caldp.simulate import Simulation
+from tests.conftest import RunFactory
+from tests.fakes.cos import truncate
+from tests.fakes.reporter import FakeReporter
+
+FLUX = "sim00001l_phot.fits"
+
+Start = Callable[..., tuple[Run, Inputs]]
+
+
+@pytest.fixture
+def start(make_run: RunFactory, simulation: Simulation, crds_cache: Path, tmp_path: Path) -> Start:
+    """Fetch a (shortened) simulated exposure into a run that has a cache of its own."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    raw = simulation.inputs / f"{simulation.dataset}_rawtag_a.fits"
+    with fits.open(raw) as hdus:
+        hdus[1].data = hdus[1].data[:10]
+        hdus.writeto(folder / raw.name)
+
+    def start(settings: dict[str, object] | None = None, **environ: str) -> tuple[Run, Inputs]:
+        run = make_run(simulation.dataset, settings=settings, CRDS_PATH=str(crds_cache), **environ)
+        return run, fetch(run, f"file:{folder}")
+
+    return start
+
+
+def change(cache: Path, **fields: Any) -> None:
+    """Change what the cache knows of the CRDS server."""
+    path = cache / "config" / "hst" / "server_config"
+    path.write_text(pprint.pformat(literal_eval(path.read_text()) | fields))
+
+
+def known(cache: Path) -> dict[str, dict[str, str]]:
+    """Size and checksum of every reference."""
+    import hashlib
+
+    files = sorted((cache / "references").rglob("*.fits"))
+    return {
+        p.name: {"size": str(p.stat().st_size), "sha1sum": hashlib.sha1(p.read_bytes()).hexdigest()}  # noqa: S324
+        for p in files
+    }
+
+
+def by_type(answer: References) -> dict[str, str]:
+    return {f.type: f.name for f in answer.files}
+
+
+def refused(run: Run, inputs: Inputs, *words: str) -> None:
+    with pytest.raises(ReferencesError) as caught:
+        assign(run, inputs)
+    assert caught.value.exit_code == 27
+    for word in (run.dataset.name, *words):
+        assert word in str(caught.value)
+    assert caught.value.remedy
+
+
+# ---- with the real crds
+
+
+def test_best_references_are_chosen_linked_and_recorded(start: Start, crds_cache: Path) -> None:
+    change(crds_cache, download_metadata=proxy.crds_encode(known(crds_cache)))
+    run, inputs = start()
+    before = {p: p.read_bytes() for p in crds_cache.rglob("*") if p.is_file()}
+    answer = assign(run, inputs)
+    assert answer.context == "hst_0001.pmap"
+    assert answer.crds_version
+    chosen = by_type(answer)
+    assert chosen["FLUXTAB"] == FLUX
+    assert len(chosen) == len(answer.files) >= 15
+    assert [(f.type, f.name) for f in answer.files] == sorted((f.type, f.name) for f in answer.files)
+    header = fits.getheader(inputs.directory / inputs.raw[0].name)
+    assert {k: header[k] for k in chosen} == {k: f"lref${name}" for k, name in chosen.items()}
+    assert header["CRDS_CTX"] == "hst_0001.pmap"
+    assert {p.name for p in run.workspace.references.iterdir()} == set(chosen.values())
+    metadata = known(crds_cache)
+    for file in answer.files:
+        assert (str(file.size), file.sha1) == tuple(metadata[file.name].values())
+        assert (run.workspace.references / file.name).resolve() == Path(file.path).resolve()
+        assert not file.override
+    assert {p: p.read_bytes() for p in crds_cache.rglob("*") if p.is_file()} == before
+    assert [s.name for s in run.telemetry.stages] == ["fetch", "references"]
+
+
+def test_d11_a_missing_reference(start: Start, crds_cache: Path) -> None:
+    next(crds_cache.rglob(FLUX)).unlink()
+    refused(*start(), "FLUXTAB", FLUX)
+
+
+def test_overrides_replace_and_are_recorded(start: Start, crds_cache: Path, tmp_path: Path) -> None:
+    mine = Path(shutil.copy(next(crds_cache.rglob(FLUX)), tmp_path / "mine_phot.fits"))
+    next(crds_cache.rglob(FLUX)).unlink()  # not needed any more
+    run, inputs = start({"overrides": (("FLUXTAB", mine),)})
+    answer = assign(run, inputs)
+    (override,) = [f for f in answer.files if f.override]
+    assert (override.type, override.name, override.path) == ("FLUXTAB", mine.name, str(mine))
+    assert [f.name for f in answer.files if f.type == "FLUXTAB"] == [mine.name]
+    assert fits.getval(inputs.directory / inputs.raw[0].name, "FLUXTAB") == "lref$mine_phot.fits"
+    assert (run.workspace.references / mine.name).read_bytes() == mine.read_bytes()
+    assert any("FLUXTAB" in text for text in run.telemetry.warnings)
+
+
+@pytest.mark.parametrize("kind", ["NOSUCH", "ROOTNAME", "INSTRUME", "TARGNAME"])
+def test_an_override_of_what_is_no_reference(start: Start, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "x.fits").touch()
+    with pytest.raises(UsageError, match=f"--override {kind}"):
+        assign(*start({"overrides": ((kind, tmp_path / "x.fits"),)}))
+
+
+def test_an_override_that_is_not_fits(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "x.fits").write_bytes(b"garbage")
+    refused(*start({"overrides": (("FLUXTAB", tmp_path / "x.fits"),)}), "x.fits", "not whole FITS")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_d11_a_reference_known_to_be_bad(start: Start, crds_cache: Path, allowed: bool) -> None:
+    change(crds_cache, bad_files_list=[FLUX], bad_files=FLUX)
+    run, inputs = start({"allow_bad_references": allowed})
+    if not allowed:
+        refused(run, inputs, FLUX, "bad", "CRDS_ALLOW_BAD_REFERENCES=1")
+    else:
+        assert by_type(assign(run, inputs))["FLUXTAB"] == FLUX
+        assert any(FLUX in text for text in run.telemetry.warnings)
+
+
+def test_the_context_asked_for_is_the_one_used(start: Start, crds_cache: Path) -> None:
+    mappings = crds_cache / "mappings" / "hst"
+    text = (mappings / "hst_0001.pmap").read_text().replace("hst_0001.pmap", "hst_0002.pmap")
+    (mappings / "hst_0002.pmap").write_text(text)
+    change(crds_cache, operational_context="hst_0001.pmap")
+    run, inputs = start({"crds_context": "hst_0002.pmap"}, CRDS_IGNORE_MAPPING_CHECKSUM="1")
+    assert assign(run, inputs).context == "hst_0002.pmap"
+    assert references.contexts(run.config) == ["hst_0001.pmap", "hst_0002.pmap"]
+
+
+# ---- what needs no crds
+
+
+@pytest.mark.parametrize(
+    ("context", "words"),
+    [
+        ("hst_9999.pmap", ["hst_9999.pmap", "the newest there is hst_0001.pmap", "--context"]),
+        ("hst_1.pmap", ["'hst_1.pmap'", "not a CRDS context"]),
+        ("2020-01-01", ["'2020-01-01'"]),
+        ("--help", ["'--help'"]),
+        ("hst_0001.pmap\n", ["not a CRDS context"]),
+    ],
+)
+def test_contexts_that_are_not_there(start: Start, context: str, words: list[str]) -> None:
+    refused(*start({"crds_context": context}), *words)
+
+
+def test_no_cache(start: Start, crds_cache: Path) -> None:
+    run, inputs = start()
+    shutil.rmtree(crds_cache)
+    refused(run, inputs, str(crds_cache), "CRDS_PATH")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "7", "import os", "{'a': open('x')}"])
+def test_an_unreadable_server_config(start: Start, crds_cache: Path, text: str) -> None:
+    (crds_cache / "config" / "hst" / "server_config").write_text(text)
+    refused(*start(), "server_config")
+
+
+def verify(run: Run, name: str = FLUX, server: dict[str, Any] | None = None) -> references.Reference:
+    return references._verify(run, "FLUXTAB", name, server or {})
+
+
+@pytest.fixture
+def run(make_run: RunFactory, crds_cache: Path) -> Run:
+    return make_run("lsim01sxq", CRDS_PATH=str(crds_cache))
+
+
+def test_a_verified_reference(run: Run, crds_cache: Path) -> None:
+    server = {"download_metadata": proxy.crds_encode(known(crds_cache))}
+    file = verify(run, server=server)
+    assert file.to_json() == {
+        "type": "FLUXTAB",
+        "name": FLUX,
+        "size": int(known(crds_cache)[FLUX]["size"]),
+        "sha1": known(crds_cache)[FLUX]["sha1sum"],
+        "override": False,
+    }
+
+
+@pytest.mark.parametrize("encode", [proxy.crds_encode, dict])
+def test_d29_a_flipped_bit_in_a_reference(run: Run, crds_cache: Path, encode: Callable[[Any], Any]) -> None:
+    server = {"download_metadata": encode(known(crds_cache))}
+    path = next(crds_cache.rglob(FLUX))
+    data = bytearray(path.read_bytes())
+    data[-3000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ReferencesError, match="is damaged") as caught:
+        verify(run, server=server)
+    assert known(crds_cache)[FLUX]["sha1sum"] in str(caught.value)
+
+
+def test_d29_a_truncated_reference_that_crds_knows_nothing_of(run: Run, crds_cache: Path) -> None:
+    truncate(next(crds_cache.rglob(FLUX)), 0.9)
+    with pytest.raises(ReferencesError, match="not whole FITS"):
+        verify(run)
+
+
+def test_a_compressed_reference_under_a_fits_name(run: Run, crds_cache: Path) -> None:
+    path = next(crds_cache.rglob(FLUX))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert verify(run).size == path.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x.fits", "/etc/passwd", "a/b.fits"])
+def test_a_name_that_leaves_the_cache(run: Run, name: str) -> None:
+    with pytest.raises(ReferencesError, match="FLUXTAB"):
+        verify(run, name)
+
+
+def test_both_layouts_of_a_cache_and_the_exported_variable(
+    make_run: RunFactory, crds_cache: Path, tmp_path: Path
+) -> None:
+    flat = next(crds_cache.rglob(FLUX))
+    run = make_run("lsim01sxq", CRDS_PATH=str(crds_cache))
+    assert verify(run).path == str(flat)
+    (crds_cache / "references" / "hst" / "cos").mkdir()
+    nested = Path(shutil.copy(flat, crds_cache / "references" / "hst" / "cos"))
+    assert verify(run).path == str(nested)
+    exported = Path(shutil.copy(flat, tmp_path))
+    assert verify(make_run("lsim01sxq", CRDS_PATH=str(crds_cache), lref=f"{tmp_path}/")).path == str(exported)
+
+
+def test_metadata() -> None:
+    table = {"x.fits": {"size": "5", "sha1sum": "abc"}}
+    server: dict[str, Any] = {"download_metadata": proxy.crds_encode(table)}
+    assert _metadata(server) == table
+    assert _metadata(server) == table  # decoded once
+    assert _metadata({"download_metadata": table}) == table
+    assert _metadata({}) == {}
+
+
+@pytest.mark.parametrize("encoded", [{"crds_payload": "!"}, {"crds_payload": "bm90IGd6aXA="}, [1], "text"])
+def test_damaged_metadata(encoded: object, run: Run) -> None:
+    with pytest.raises(ReferencesError, match="server_config"):
+        verify(run, server={"download_metadata": encoded})
+
+
+@pytest.mark.parametrize(
+    ("url", "offline"),
+    [("", True), ("https://hst-serverless-mode.stsci.edu", True), ("https://hst-crds.stsci.edu", False)],
+)
+def test_serverless(make_run: RunFactory, url: str, offline: bool) -> None:
+    assert references.serverless(make_run(settings={"crds_server_url": url}).config) is offline
+
+
+def test_crds_says_why_it_cannot_choose(start: Start, crds_cache: Path) -> None:
+    rules = crds_cache / "mappings" / "hst" / "hst_cos_0001.imap"
+    rules.write_text("this is no mapping")
+    run, inputs = start()
+    refused(run, inputs, "CRDS could not choose")
+    assert isinstance(run.telemetry.reporter, FakeReporter)
+    assert "crds.bestrefs" in (run.workspace.logs / "process.txt").read_text()
+    assert os.listdir(run.workspace.references) == []
