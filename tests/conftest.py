@@ -42,12 +42,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.fixture
 def make_run(tmp_path: Path, clean_environment: pytest.MonkeyPatch) -> Iterator[RunFactory]:
     """Make a run of a dataset with its own workspace and log; fake programs come first on PATH."""
+    env = {**os.environ, "CRDS_PATH": str(tmp_path / "crds_cache"), "CALDP_HOME": str(tmp_path / "home")}
     with ExitStack() as stack:
 
         def make(dataset: str = "ldfd01vnq", *, settings: dict[str, object] | None = None, **environ: str) -> Run:
-            cache = tmp_path / "crds_cache"
-            env = {**os.environ, "CRDS_PATH": str(cache), "CALDP_HOME": str(tmp_path / "home"), **environ}
-            loaded = replace(config.load("caldp-config-onsite", environ=env), **(settings or {}))
+            loaded = replace(config.load("caldp-config-onsite", environ={**env, **environ}), **(settings or {}))
             parsed = Dataset.parse(dataset)
             workspace = stack.enter_context(open_workspace(loaded.home, parsed.name, f"run{os.urandom(3).hex()}"))
             telemetry = Telemetry(parsed.name, workspace.logs, FakeReporter(), loaded.secrets)

@@ -119,9 +119,7 @@ def test_d5_two_segments_are_one_call(calibrated: Calibrated, folder: Path, tmp_
     assert len(run.telemetry.stages[-1].programs) == 1
 
 
-def test_an_empty_segment_yields_nothing_and_may_be_complained_of(
-    calibrated: Calibrated, folder: Path
-) -> None:
+def test_an_empty_segment_yields_nothing_and_may_be_complained_of(calibrated: Calibrated, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq", "rawtag_a", events=0)
     write_raw(folder, "ldfd01vnq", "rawtag_b")
     products = [n.replace("_a.", "_b.") for n in EXPOSURE]
@@ -194,6 +192,7 @@ def test_files_of_other_datasets_are_not_delivered(calibrated: Calibrated, folde
         ("segv", Stage1Error, 23, ["killed by SIGSEGV"]),
         ("memory", ProgramMemoryError, 31, ["out of memory", "exit status 1"]),
         ("allocate", ProgramMemoryError, 31, ["out of memory"]),
+        ("full-astropy", OutputError, 29, ["no space left"]),
         ("full", OutputError, 29, ["no space left", "CALDP_HOME"]),
         ("truncated", Stage1Error, 23, ["ldfd01vnq_corrtag_a.fits", "not whole FITS"]),
     ],
@@ -228,6 +227,17 @@ def test_calcos_is_not_installed(make_run: RunFactory, folder: Path, monkeypatch
     run = make_run(settings={"environment": {"PATH": "/nowhere"}})
     monkeypatch.setattr("sysconfig.get_path", lambda name: "/nowhere")
     with pytest.raises(Stage1Error, match="calcos is not installed.*pip install calcos"):
+        calibrate(run, fetch(run, f"file:{folder}"), References("", "", (), run.workspace.references))
+
+
+@pytest.mark.usefixtures("exposure")
+def test_calcos_that_cannot_be_started(make_run: RunFactory, folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "bin" / "calcos"
+    broken.parent.mkdir()
+    broken.write_text("#!/no/such/interpreter\n")
+    broken.chmod(0o755)
+    run = make_run(PATH=f"{broken.parent}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(Stage1Error, match="calcos cannot be started"):
         calibrate(run, fetch(run, f"file:{folder}"), References("", "", (), run.workspace.references))
 
 

@@ -108,7 +108,7 @@ def test_d4_siblings_are_left_alone(run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["ldfd01vnq_jit.fits", "ldfd01vnq_jif.fits", "ldfd01vnj_jit.fits", "ldfd01vnq_x1d.fits", "ldfd01vnq_raw.txt",
-     "ldfd01vnq_rawtag_a.fits.bak", "xldfd01vnq_rawtag_a.fits", "ldfd01vnq_rawtag_c.fits", "copy of ldfd01vnq_spt.fits"],
+     "ldfd01vnq_rawtag_a.fits.bak", "xldfd01vnq_rawtag_a.fits", "ldfd01vnq_rawtag_c.fits", "copy of ldfd01vnq_spt"],
 )  # fmt: skip
 def test_other_files_are_ignored(run: Run, folder: Path, name: str) -> None:
     write_raw(folder, "ldfd01vnq")

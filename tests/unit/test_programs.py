@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from caldp import programs
-from caldp.programs import TAIL_LINES, ProgramRun
+from caldp.programs import TAIL_LINES, ProgramRun, StartError
 
 MB = 1_000_000
 
@@ -181,13 +181,16 @@ def test_environment_and_directory_are_those_given(
     assert lines == ["mine", str(tmp_path), "none"]
 
 
-def test_missing_program_and_directory(run: Runner, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no-such-program"):
+def test_programs_that_cannot_be_started(run: Runner, tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="no-such-program"):
         run("no-such-program")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StartError):
         programs.run(["true"], cwd=tmp_path / "nowhere", env={}, on_line=print)
     (tmp_path / "data").write_text("not a program")
-    with pytest.raises(PermissionError):
+    with pytest.raises(StartError, match="Permission denied"):
+        run(str(tmp_path / "data"))
+    (tmp_path / "data").chmod(0o755)
+    with pytest.raises(StartError, match="Exec format error"):
         run(str(tmp_path / "data"))
 
 
@@ -251,6 +254,27 @@ def test_a_helper_left_behind_does_not_hold_us_up(run: Runner, pids: Path) -> No
     done, lines = run("sh", "-c", f"sleep 4 & echo $! >>{pids}; echo done")
     assert (done.returncode, lines) == (0, ["done"])
     assert time.monotonic() - started < 2
+
+
+def test_cancelled_from_another_thread(tmp_path: Path, pids: Path) -> None:
+    cancelled = threading.Event()
+    # The grandchild goes with the child.
+    code = f"sleep 30 & echo $! >>{pids}; echo started; wait"
+    done = programs.run(
+        ["sh", "-c", code], cwd=tmp_path, env=dict(os.environ), on_line=lambda _: cancelled.set(), cancelled=cancelled
+    )
+    assert done.signal == "SIGKILL"
+    assert done.wall < 5
+    assert gone(int(pids.read_text()))
+
+
+def test_cancelled_although_only_a_helper_is_left(tmp_path: Path, pids: Path) -> None:
+    cancelled = threading.Event()
+    threading.Timer(1, cancelled.set).start()
+    started = time.monotonic()
+    code = f"sleep 4 & echo $! >>{pids}"
+    programs.run(["sh", "-c", code], cwd=tmp_path, env=dict(os.environ), on_line=print, cancelled=cancelled)
+    assert time.monotonic() - started < 2.5
 
 
 def test_programs_run_side_by_side_in_threads(run: Runner) -> None:

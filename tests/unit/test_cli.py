@@ -1,0 +1,176 @@
+"""The commands: what people and scripts see."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import caldp
+from caldp import cli, doctor
+from caldp.errors import EXIT_CODES
+from caldp.simulate import Simulation
+
+
+@pytest.fixture
+def runner(tmp_path: Path, clean_environment: pytest.MonkeyPatch) -> CliRunner:
+    clean_environment.chdir(tmp_path)
+    clean_environment.setattr("signal.signal", lambda *_: None)  # the handlers are the command's, not pytest's
+    return CliRunner()
+
+
+def caldp_process(runner: CliRunner, *args: str) -> Result:
+    return runner.invoke(cli.process_command, args)
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["nonsense"], "nonsense"),
+        (["u2ab0101t"], "u2ab0101t: WFPC2"),
+        (["acs_8ph_01_extra"], "acs_8ph_01_extra"),
+        (["ldfd01vnq\n"], "ldfd01vnq"),
+        ([""], "''"),
+        (["ldfd01vnq", "nonsense"], "nonsense"),
+        (["ldfd01vnq", "file:.", "ftp://x"], "ftp://x"),
+        (["ldfd01vnq", "file:.", "file:.", "no-such-config"], "no-such-config"),
+        (["ldfd01vnq", "--override", "X"], "--override"),
+    ],
+)
+def test_what_makes_no_sense_is_exit_2_and_one_line(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, args: list[str], word: str
+) -> None:
+    monkeypatch.setenv("CRDS_PATH", str(tmp_path / "crds"))
+    done = caldp_process(runner, *args)
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert word in done.stderr
+    assert "Traceback" not in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("args", [["ldfd01vnq", "--existing", "perhaps"], ["--no-such-option"], [], ["a"] * 5])
+def test_usage_errors_are_exit_2(runner: CliRunner, args: list[str]) -> None:
+    done = caldp_process(runner, *args)
+    assert done.exit_code == 2
+    assert "Usage: caldp-process" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_d22_example_1_of_the_readme_without_inputs(runner: CliRunner, simulation: Simulation, tmp_path: Path) -> None:
+    done = caldp_process(runner, "ldfd01vnq", "file:.", "file:.", str(simulation.config))
+    assert done.exit_code == 21
+    assert len(done.stderr.splitlines()) == 1
+    assert "no file ldfd01vnq_*.fits" in done.stderr
+    assert (tmp_path / "messages" / "dataset-error" / "ldfd01vnq").is_file()
+
+
+def test_quiet_shows_nothing_but_the_failure(runner: CliRunner) -> None:
+    done = caldp_process(runner, "nonsense", "-q")
+    assert done.stdout == ""
+    assert "nonsense" in done.stderr
+
+
+def test_json_lines(runner: CliRunner) -> None:
+    done = caldp_process(runner, "nonsense", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[0]["event"] == "start"
+    assert (events[-1]["event"], events[-1]["exit_code"], events[-1]["state"]) == ("finished", 2, "refused")
+
+
+@pytest.mark.parametrize("command", [cli.process_command, cli.main])
+def test_version(runner: CliRunner, command: object) -> None:
+    done = runner.invoke(command, ["--version"])  # type: ignore[arg-type]
+    assert done.exit_code == 0
+    assert caldp.__version__ in done.output
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_shows_every_exit_status(runner: CliRunner, option: str) -> None:
+    done = caldp_process(runner, option)
+    assert done.exit_code == 0
+    text = " ".join(done.output.split())
+    for code, (_, meaning) in EXIT_CODES.items():
+        assert f" {code} {' '.join(meaning.split())}" in text
+    assert max(len(line) for line in done.output.splitlines()) <= 130
+
+
+@pytest.mark.parametrize("asked", ["23", "STAGE1_ERROR", "stage1_error"])
+def test_explain(runner: CliRunner, asked: str) -> None:
+    done = runner.invoke(cli.main, ["explain", asked])
+    assert (done.exit_code, done.stdout) == (0, f"23 STAGE1_ERROR: {EXIT_CODES[23][1]}\n")
+
+
+@pytest.mark.parametrize("code", EXIT_CODES)
+def test_explain_knows_every_code_by_number_and_name(runner: CliRunner, code: int) -> None:
+    name = EXIT_CODES[code][0]
+    answers = [runner.invoke(cli.main, ["explain", asked]).stdout for asked in (str(code), name)]
+    assert answers[0] == answers[1]
+    assert answers[0].startswith(f"{code} {name}: ")
+
+
+@pytest.mark.parametrize("asked", ["99", "", "NO_SUCH_ERROR", "²", "3"])
+def test_explain_unknown(runner: CliRunner, asked: str) -> None:
+    done = runner.invoke(cli.main, ["explain", asked])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"caldp explain: there is no exit status {asked}")
+
+
+def test_doctor_text(runner: CliRunner, simulation: Simulation) -> None:
+    done = runner.invoke(cli.main, ["doctor", str(simulation.config)])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert all(line.startswith(("ok  ", "note", "    ")) for line in lines)
+    assert any("program calcos" in line for line in lines)
+    assert any("hst_0001.pmap" in line for line in lines)
+
+
+def test_doctor_json(runner: CliRunner, simulation: Simulation) -> None:
+    done = runner.invoke(cli.main, ["doctor", str(simulation.config), "--json"])
+    found = {f["what"]: f for f in json.loads(done.stdout)}
+    assert found["CRDS cache"] == {
+        "what": "CRDS cache",
+        "ok": True,
+        "found": str(simulation.crds_path),
+        "remedy": found["CRDS cache"]["remedy"],
+        "needed": True,
+    }
+    assert found["CRDS rules"]["found"] == "1 contexts, the newest hst_0001.pmap"
+    assert all(f["remedy"] for f in found.values() if not f["ok"])
+
+
+def test_doctor_without_a_cache(runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CRDS_PATH", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("CRDS_CONTEXT", "hst_9999.pmap")
+    monkeypatch.setenv("CALDP_HOME", str(tmp_path / "not" / "yet"))
+    done = runner.invoke(cli.main, ["doctor"])
+    assert done.exit_code == 1
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert [line.split("  ")[0] for line in failed] == ["FAIL CRDS cache", "FAIL CRDS rules", "FAIL CRDS context"]
+    assert "export CRDS_PATH" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_with_an_unknown_config(runner: CliRunner) -> None:
+    done = runner.invoke(cli.main, ["doctor", "no-such-config"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_doctor_misses_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = doctor._package("no-such-package")
+    assert not finding.ok
+    assert finding.remedy == "pip install no-such-package"
+    text = doctor.as_text([finding])
+    assert text.splitlines()[0].startswith("FAIL package no-such-package")
+    assert text.splitlines()[1].endswith("-> pip install no-such-package")
+
+
+def test_python_m_caldp_process() -> None:
+    done = subprocess.run([sys.executable, "-m", "caldp.process", "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
