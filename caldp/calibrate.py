@@ -192,12 +192,9 @@ def _judge(run: Run, inputs: Inputs, done: ProgramRun) -> None:
 def _last_words(done: ProgramRun) -> str:
     """Return the line that says most of why a program failed."""
     lines = [line.strip() for line in done.tail if line.strip()]
-    telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b|ERROR", line)]
-    chosen = telling[-1:] or lines[-1:]
-    # calcos lists missing or bad references on the lines after its error: name the first.
-    if telling:
-        following = lines[lines.index(telling[-1]) + 1 :][:1]
-        chosen += following
+    telling = [n for n, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b|ERROR", line)]
+    # calcos says what is wrong with which reference on the lines after its error.
+    chosen = lines[telling[-1] :] if telling else lines[-1:]
     return f" ({' '.join(chosen)[:300]})" if chosen else ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -85,10 +85,15 @@ def main() -> None:
 main.add_command(process_command, "process")
 
 
+def _fail(command: str, error: Exception) -> NoReturn:
+    click.echo(f"caldp {command}: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+    sys.exit(2)
+
+
 @main.command("simulate")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--exposures", type=click.IntRange(1, 4), default=1, show_default=True, help="More than 1: association.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the photon noise.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of the photon noise.")
 def simulate_command(directory: Path, exposures: int, seed: int) -> None:
     """Make a simulated COS exposure with its own reference files and CRDS rules in DIRECTORY.
 
@@ -97,7 +102,10 @@ def simulate_command(directory: Path, exposures: int, seed: int) -> None:
     """
     from caldp.simulate import simulate
 
-    made = simulate(directory, exposures=exposures, seed=seed)
+    try:
+        made = simulate(directory, exposures=exposures, seed=seed)
+    except (ValueError, OSError) as error:
+        _fail("simulate", error)
     click.echo(f"simulated {made.dataset} in {made.directory}; calibrate it with:")
     click.echo(f"caldp-process {made.dataset} file:{made.inputs} file:{made.directory / 'outputs'} {made.config}")
 
@@ -112,7 +120,10 @@ def compare_command(x1d: Path, truth: Path) -> None:
     """
     from caldp.simulate import compare
 
-    comparison = compare(x1d, truth)
+    try:
+        comparison = compare(x1d, truth)
+    except (ValueError, OSError, KeyError, IndexError, TypeError) as error:
+        _fail("compare", error)
     click.echo(str(comparison))
     sys.exit(0 if comparison.recovered else 1)
 
@@ -127,8 +138,7 @@ def doctor_command(config: str, as_json: bool) -> None:
     try:
         findings = doctor.examine(config)
     except CaldpError as error:
-        click.echo(f"caldp doctor: {error}", err=True)
-        sys.exit(error.code)
+        _fail("doctor", error)
     click.echo(doctor.as_json(findings) if as_json else doctor.as_text(findings))
     sys.exit(0 if all(f.ok for f in findings if f.needed) else 1)
 

@@ -53,6 +53,8 @@ class Config:
         Where scratch files go.
     system_version : str
         Version of the surrounding system (``CSYS_VER``), for the headers.
+    aws_dp_version, aws_system_version : str
+        Versions of the AWS systems (``AWSDPVER``, ``AWSYSVER``), for the headers.
     preview_jobs : int
         Preview programs run at a time.
     environment : mapping
@@ -90,6 +92,8 @@ class Config:
             "allow_bad_references": self.allow_bad_references,
             "overrides": {kind: str(path) for kind, path in self.overrides},
             "system_version": self.system_version,
+            "aws_dp_version": self.aws_dp_version,
+            "aws_system_version": self.aws_system_version,
             "sha256": self.sha256,
         }
 
@@ -105,6 +109,8 @@ class Config:
             self.allow_bad_references,
             [(kind, str(path)) for kind, path in self.overrides],
             self.system_version,
+            self.aws_dp_version,
+            self.aws_system_version,
         ]
         return hashlib.sha256(json.dumps(material).encode()).hexdigest()
 

@@ -21,9 +21,9 @@ The tree (exit code)::
     +-- BusyError (35)               another run owns this dataset                retry later
     +-- ExistsError (36)             already processed, and --existing error
     +-- SvmError (40), MvmError (41) single- and multi-visit mosaics
-    `-- Interrupted (128 + signal)   SIGTERM 143, SIGINT 130                      retry
+    `-- Interrupted (128 + signal)   SIGHUP 129, SIGINT 130, SIGTERM 143          retry
 
-Codes 0 to 34, 40 and 41 are those the HST archive pipeline has always used; 29, 35 and 36 are ours.
+Codes up to 34, 40 and 41 are those the HST archive pipeline has always used, but for 29; 29, 35 and 36 are ours.
 """
 
 from __future__ import annotations
@@ -225,8 +225,9 @@ EXIT_CODES: dict[int, tuple[str, str]] = {
     36: ("EXISTS_ERROR", "already processed, and --existing error was given; nothing was changed"),
     40: ("SVM_ERROR", "runsinglehap failed"),
     41: ("MVM_ERROR", "runmultihap failed"),
-    130: ("INTERRUPTED", "stopped by Ctrl-C (SIGINT); the state says error"),
-    143: ("TERMINATED", "stopped by SIGTERM; the state says error"),
+    129: ("HANGUP", "stopped because the terminal closed (SIGHUP); an attempt that had begun is in state error"),
+    130: ("INTERRUPTED", "stopped by Ctrl-C (SIGINT); an attempt that had begun is in state error"),
+    143: ("TERMINATED", "stopped by SIGTERM; an attempt that had begun is in state error"),
 }
 
 

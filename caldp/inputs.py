@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from caldp.dataset import Dataset
-from caldp.errors import InputError, UnsupportedError
+from caldp.errors import InputError
 from caldp.fitsfile import damage
 from caldp.run import Run
 from caldp.store import parse_uri
@@ -126,10 +126,7 @@ def fetch(run: Run, uri: str) -> Inputs:
     InputError
         Naming the file, if anything is missing, damaged or of another instrument.
     """
-    scheme, rest = parse_uri(uri)
-    if scheme != "file":
-        raise UnsupportedError(f"{uri}: this version cannot fetch from there", remedy="give file:<directory>")
-    directory = Path(rest).expanduser().absolute()
+    directory = Path(parse_uri(uri)[1]).expanduser().absolute()
     if not directory.is_dir():
         raise InputError(
             f"{run.dataset}: there is no input directory {directory}",

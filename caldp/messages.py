@@ -166,6 +166,7 @@ def advance(store: Store, status: Status) -> tuple[Status, bool]:
         if current is not None and status.order <= current.order:
             return current, False
         entry = {k: v for k, v in status.to_json().items() if k not in ("history", "dataset", "rank")}
+        entry |= _bodies(store, status)
         history = (*(current.history if current else ()), entry)[-HISTORY:]
         written = replace(status, history=history)
         body = json.dumps(written.to_json(), indent=1).encode() + b"\n"
@@ -193,14 +194,28 @@ def project(store: Store, status: Status) -> None:
             store.delete(f"messages/{other}/{status.dataset}")
 
 
+def _bodies(store: Store, status: Status) -> dict[str, Any]:
+    """Return what the downloader and the archive wrote into messages that this status replaces: it must not be lost."""
+    bodies = {}
+    for state in ("synced", "archived"):
+        folder = STATES[state][1]
+        blob = store.get(f"messages/{folder}/{status.dataset}") if state != status.state else None
+        if blob is not None and blob.data:
+            bodies[folder] = blob.data.decode("utf-8", errors="replace")
+    return {"messages": bodies} if bodies else {}
+
+
+def owns(store: Store, mine: Status) -> bool:
+    """Say whether ``mine`` is still the run that the status names."""
+    current = read(store, mine.dataset)
+    return current is not None and (current.attempt, current.run) == (mine.attempt, mine.run)
+
+
 def check_owner(store: Store, mine: Status) -> None:
     """Raise BusyError if another run took the dataset over since ``mine`` was written."""
-    current = read(store, mine.dataset)
-    if current is None or (current.attempt, current.run) != (mine.attempt, mine.run):
-        holder = current.by if current else "nobody"
+    if not owns(store, mine):
         raise BusyError(
-            f"{mine.dataset}: taken over by another run ({holder}); this one publishes nothing",
-            remedy="look at that run",
+            f"{mine.dataset}: taken over by another run; this one publishes nothing", remedy="look at that run"
         )
 
 

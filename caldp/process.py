@@ -16,7 +16,7 @@ from typing import Any
 from caldp import config, instruments, messages
 from caldp.config import DEFAULT_CONFIG, Config
 from caldp.dataset import Dataset
-from caldp.errors import BusyError, CaldpError, ExistsError, Interrupted, describe
+from caldp.errors import CaldpError, ExistsError, Interrupted, UnsupportedError, describe
 from caldp.instruments import Instrument
 from caldp.messages import Status
 from caldp.reporter import Outcome, Reporter
@@ -80,7 +80,10 @@ class Job:
         dataset = Dataset.parse(request.dataset)
         recipe = instruments.recipe(dataset)
         settings = config.load(request.config, context=request.context, overrides=request.overrides)
-        parse_uri(request.input)
+        if parse_uri(request.input)[0] != "file":
+            raise UnsupportedError(
+                f"{dataset}: this version cannot fetch inputs from {request.input!r}", remedy="give file:<directory>"
+            )
         return cls(request, dataset, recipe, settings, open_store(request.output))
 
 
@@ -213,7 +216,7 @@ def begun(job: Job, reporter: Reporter, shield: Shield, outcome: Outcome) -> Ite
                 shield()
                 failure = describe(error, job.dataset.name)
                 run.telemetry.error(str(failure), cause=error)
-                if not isinstance(failure, BusyError):
+                if messages.owns(job.store, mine):
                     _leave(reporter, "logs", lambda: publish.publish_logs(run, job.store))
                 raise failure from error
             finally:
@@ -222,9 +225,8 @@ def begun(job: Job, reporter: Reporter, shield: Shield, outcome: Outcome) -> Ite
     except BaseException as error:
         shield()
         failure = describe(error, job.dataset.name)
-        # A run that lost its dataset to another one changes nothing.
-        lost = isinstance(failure, BusyError)
-        if not lost and _leave(reporter, "state", lambda: messages.advance(job.store, mine.failed(failure))):
+        # A run that lost its dataset to another one changes nothing: its status is no longer the highest.
+        if _leave(reporter, "state", lambda: messages.advance(job.store, mine.failed(failure))[1]):
             outcome.state = "error"
         raise failure from error
 
@@ -270,14 +272,13 @@ def _identity() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def _leave(reporter: Reporter, what: str, write: Callable[[], Any]) -> bool:
+def _leave(reporter: Reporter, what: str, write: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever write returns
     """Write evidence of a failure; that this fails too must not hide the failure."""
     try:
-        write()
+        return write()
     except (OSError, CaldpError) as error:
         reporter.message("ERROR", f"the {what} could not be written: {error}")
-        return False
-    return True
+        return None
 
 
 class Interrupts:

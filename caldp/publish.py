@@ -7,7 +7,6 @@ import hashlib
 import html
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,12 +25,13 @@ from caldp.messages import Status
 from caldp.references import References
 from caldp.run import Run
 from caldp.store import Store
+from caldp.telemetry import LOG_FILES
 
 MANIFEST = "manifest.json"
 REPORT = "report.html"
 
 #: What a dataset's folder holds besides the files that its manifest lists.
-_OURS = ("logs", "previews", MANIFEST, REPORT)
+_OURS = {MANIFEST, REPORT, *(f"logs/{name}" for name in LOG_FILES)}
 
 
 @dataclass(frozen=True)
@@ -253,15 +253,14 @@ def _carry_over(store: Store, prefix: str, staging: Path) -> None:
         return
     old = read_manifest(store, prefix)
     published = {entry["name"] for entry in old.files()} if old else set()
-    for path in _foreign(current, published):
+    for path in _foreign(current, published | _OURS):
         target = staging / path.relative_to(current)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, target)
+            shutil.copy2(path, target)
 
 
-def _foreign(current: Path, published: set[str]) -> Iterable[Path]:
+def _foreign(current: Path, ours: set[str]) -> Iterable[Path]:
     for path in sorted(current.rglob("*")):
-        name = path.relative_to(current)
-        if path.is_file() and name.as_posix() not in published and name.parts[0] not in _OURS:
+        if path.is_file() and path.relative_to(current).as_posix() not in ours:
             yield path

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from caldp.config import Config
-from caldp.errors import ReferencesError, UsageError
+from caldp.errors import ReferencesError
 from caldp.fitsfile import damage
 from caldp.inputs import Inputs
 from caldp.programs import ProgramRun
@@ -111,9 +111,8 @@ def assign(run: Run, inputs: Inputs) -> References:
     Raises
     ------
     ReferencesError
-        If the context is unknown, CRDS cannot choose, a file is missing or damaged, or known to be bad.
-    UsageError
-        If an override is not a reference type of these data.
+        If the context is unknown, CRDS cannot choose, a file is missing, damaged or known to be bad, or an override
+        does not fit these data.
     """
     with run.telemetry.stage("references") as stage:
         server = _server_config(run)
@@ -122,11 +121,8 @@ def assign(run: Run, inputs: Inputs) -> References:
         overrides = _override(run, inputs)
         chosen = {(kind, name) for kind, name in chosen if kind not in overrides}
         files = [_verify(run, kind, name, server) for kind, name in sorted(chosen)]
-        files += [_reference(kind, path, override=True) for kind, path in sorted(overrides.items())]
-        for file in files:
-            link = run.workspace.references / file.name
-            link.unlink(missing_ok=True)
-            link.symlink_to(file.path)
+        files += [_own_reference(run, kind, path) for kind, path in sorted(overrides.items())]
+        _link(run, files)
         _refuse_bad(run, files, server)
         stage.bytes_in = sum(f.size for f in files)
         references = References(context, version, tuple(files), run.workspace.references)
@@ -267,7 +263,7 @@ def _override(run: Run, inputs: Inputs) -> dict[str, Path]:
                     used.add(kind)
     for kind in overrides:
         if kind not in used:
-            raise UsageError(
+            raise ReferencesError(
                 f"{run.dataset}: --override {kind}: these data have no reference of that type",
                 remedy="name a header keyword such as FLATFILE",
             )
@@ -301,6 +297,28 @@ def _verify(run: Run, kind: str, name: str, server: dict[str, Any]) -> Reference
             remedy="remove it and sync the CRDS cache",
         )
     return reference
+
+
+def _own_reference(run: Run, kind: str, path: Path) -> Reference:
+    if reason := damage(path):
+        raise ReferencesError(
+            f"{run.dataset}: --override {kind}: {path} is not whole FITS ({reason})", remedy="give another file"
+        )
+    return _reference(kind, path, override=True)
+
+
+def _link(run: Run, files: list[Reference]) -> None:
+    """Link each file by its name into the folder that the program sees."""
+    linked: dict[str, Reference] = {}
+    for file in files:
+        other = linked.setdefault(file.name, file)
+        if other.path != file.path:
+            raise ReferencesError(
+                f"{run.dataset}: two references have one name, {file.path} ({file.type}) and {other.path} ({other.type})",
+                remedy="rename your own",
+            )
+    for file in linked.values():
+        (run.workspace.references / file.name).symlink_to(file.path)
 
 
 def _places(run: Run) -> list[Path]:

@@ -24,6 +24,9 @@ from caldp.reporter import Reporter
 _LOGS = {"previews": "preview.txt"}
 _MAIN_LOG = "process.txt"
 
+#: Everything written into ``logs/``.
+LOG_FILES = (_MAIN_LOG, "preview.txt", "process_metrics.txt", "preview_metrics.txt", "metrics.json")
+
 
 @dataclass
 class Stage:

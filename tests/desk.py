@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("CALDP_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 CONTEXT = "hst_0729.pmap"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
@@ -29,12 +30,11 @@ _IGNORED = ("CRDS_", "CALDP_", "lref", "CSYS_VER", "AWSDPVER", "AWSYSVER")
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real HST data; with CI set it must be there."""
-    path = Path(os.environ.get("CALDP_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not path.is_dir():
+    if not DATA.is_dir():
         if os.environ.get("CI"):
-            pytest.fail(f"CI is set, but there is no HST data at {path}")
-        pytest.skip(f"no HST data at {path}: set CALDP_TEST_DATA")
-    return path
+            pytest.fail(f"CI is set, but there is no HST data at {DATA}")
+        pytest.skip(f"no HST data at {DATA}: set CALDP_TEST_DATA")
+    return DATA
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +44,13 @@ def cos_data(shared_data: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def environment(cos_data: Path) -> dict[str, str]:
-    """Environment of a user who has exported the CRDS cache and the context."""
+def environment() -> dict[str, str]:
+    """Environment of a user who has exported the CRDS cache (whether it is there or not) and the context."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(_IGNORED)}
     return {
         **env,
         "PATH": f"{SCRIPTS}{os.pathsep}{env['PATH']}",
-        "CRDS_PATH": str(cos_data / "crds_cache"),
+        "CRDS_PATH": str(DATA / "cos-ldfd01010" / "crds_cache"),
         "CRDS_CONTEXT": CONTEXT,
     }
 

@@ -354,7 +354,7 @@ def test_override(desk: Desk, give: Give, cos_data: Path) -> None:
     flat = next(r for r in desk.manifest(ACQ)["references"] if r["type"] == "FLATFILE")
     assert (flat["name"], flat["override"]) == ("my_flat.fits", True)
     assert fits.getheader(desk.folder(ACQ) / f"{ACQ}_flt.fits")["FLATFILE"] == "lref$my_flat.fits"
-    assert desk.process(ACQ, "--override", f"NOSUCH={mine}").code == 2
+    assert desk.process(ACQ, "--override", f"NOSUCH={mine}").code == 27
 
 
 def test_keep_scratch(desk: Desk, give: Give) -> None:

@@ -276,7 +276,7 @@ def test_d24_a_password_in_the_server_url_is_not_recorded(write: Any, url: str) 
 
 
 def test_what_is_no_secret_stays(write: Any) -> None:
-    plain = {"SSH_AUTH_SOCK": "/tmp/agent", "KEYBOARD": "de", "TOKYO": "x", "COMPASS": "north"}  # noqa: S108
+    plain = {"SSH_AUTH_SOCK": "/tmp/socket", "KEYBOARD": "de", "TOKYO": "x", "COMPASS": "north"}  # noqa: S108
     loaded = load(str(write("export CRDS_PATH=/x")), environ=BARE | plain)
     assert plain.items() <= loaded.environment.items()
 
