@@ -20,7 +20,12 @@ from caldp.errors import UsageError
 DEFAULT_CONFIG = "caldp-config-onsite"
 
 #: Environment variables that must reach neither a program nor a log.
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_KEY|_AUTH$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|_PASS$|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_KEY|_AUTH$", re.IGNORECASE
+)
+
+#: ``https://user:password@host``: the part that must not be recorded.
+_USERINFO = re.compile(r"(?<=//)[^/@]*@")
 
 _TYPE_OVERRIDE = re.compile(r"([A-Za-z0-9]{2,8})=(.+)")
 
@@ -168,7 +173,6 @@ def load(
             f"{name} sets no CRDS_PATH",
             remedy="export CRDS_PATH=<CRDS cache>, or use caldp-config-onsite or -offsite",
         )
-    secrets = tuple(v for k, v in env.items() if _SECRET.search(k) and len(v) >= 6)
     clean = {k: v for k, v in env.items() if not _SECRET.search(k) and not k.startswith("BASH_FUNC_")}
     home = env.get("CALDP_HOME", "")
     crds = {
@@ -182,7 +186,7 @@ def load(
         script=script,
         script_sha256=hashlib.sha256(script.read_bytes()).hexdigest(),
         crds_path=Path(crds["CRDS_PATH"]),
-        crds_server_url=crds["CRDS_SERVER_URL"],
+        crds_server_url=_USERINFO.sub("", crds["CRDS_SERVER_URL"]),
         crds_readonly=crds["CRDS_READONLY_CACHE"] == "1",
         crds_context=chosen,
         allow_bad_references=_switch(env, "CRDS_ALLOW_BAD_REFERENCES") == "1",
@@ -193,7 +197,7 @@ def load(
         aws_system_version=env.get("AWSYSVER", "UNDEFINED"),
         preview_jobs=_count(env, "CALDP_PREVIEW_JOBS", 2),
         environment={**clean, **crds, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"},
-        secrets=secrets,
+        secrets=_secrets(env),
     )
 
 
@@ -225,12 +229,23 @@ def _source(script: Path, env: Mapping[str, str]) -> dict[str, str]:
             env=env,
             on_line=lambda _: None,
         )
-        if done.returncode != 0:
-            last = f": {done.tail[-1]}" if done.tail else ""
-            raise UsageError(f"sourcing {script} failed ({done.outcome}){last}", remedy="correct that script")
         listing = Path(out.name).read_bytes().decode("utf-8", errors="surrogateescape")
+        if done.returncode != 0 or not listing:
+            last = f": {done.tail[-1]}" if done.tail else ""
+            for secret in _secrets(env):
+                last = last.replace(secret, "***")
+            raise UsageError(
+                f"sourcing {script} failed ({done.outcome}){last}",
+                remedy="it must not exit, and its last command must succeed",
+            )
     pairs = (item.partition("=") for item in listing.split("\0") if item)
     return {key: value for key, _, value in pairs if key not in ("_", "SHLVL")}
+
+
+def _secrets(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the values that must not be shown, the longest first: one may begin with another."""
+    values = {v for k, v in env.items() if _SECRET.search(k) and len(v) >= 6}
+    return tuple(sorted(values, key=len, reverse=True))
 
 
 def _parse_override(text: str) -> tuple[str, Path]:

@@ -12,8 +12,10 @@ import hashlib
 import re
 import shutil
 import tarfile
+import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -152,8 +154,13 @@ def _collect(run: Run, directory: Path) -> Inputs:
         available = _available(run, _unpack(run, tarball))
 
     def take(root: str, suffixes: Iterable[str]) -> list[InputFile]:
-        keys = [(root, s) for s in suffixes if (root, s) in available]
-        return [_copy(run, available[key], *key) for key in keys]
+        files = []
+        for suffix in suffixes:
+            if paths := available.get((root, suffix)):
+                if len(paths) > 1:
+                    run.telemetry.warning(f"both {paths[0].name} and {paths[1].name} are there: the first is used")
+                files.append(_copy(run, paths[0], root, suffix))
+        return files
 
     found = take(dataset.name, ["asn"])
     association = found[0] if found else None
@@ -173,18 +180,14 @@ def _collect(run: Run, directory: Path) -> Inputs:
     return Inputs(dataset.name, run.workspace.inputs, association, members, tuple(raw), tuple(support), empty)
 
 
-def _available(run: Run, directory: Path) -> dict[tuple[str, str], Path]:
-    """Map (root, suffix) to the file that holds it; a plain file is preferred to a compressed one."""
+def _available(run: Run, directory: Path) -> dict[tuple[str, str], list[Path]]:
+    """Map (root, suffix) to the files that hold it: a plain one comes before a compressed one."""
     wanted = {"asn", *run.recipe.raw, *run.recipe.support}
-    found: dict[tuple[str, str], Path] = {}
+    found: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(directory.iterdir()):  # x.fits comes before x.fits.gz
         match = _NAME.fullmatch(path.name)
-        if match is None or match[2] not in wanted or not path.is_file():
-            continue
-        key = (match[1], match[2])
-        if key in found and key[0] == run.dataset.name:
-            run.telemetry.warning(f"both {found[key].name} and {path.name} are there: the first is used")
-        found.setdefault(key, path)
+        if match is not None and match[2] in wanted and path.is_file():
+            found.setdefault((match[1], match[2]), []).append(path)
     return found
 
 
@@ -218,18 +221,12 @@ def _members(run: Run, association: InputFile) -> tuple[str, ...]:
 
     path = run.workspace.inputs / association.name
     _check_fits(run, path)
-    try:
-        with fits.open(path) as hdus:
-            table = hdus[1].data
-            names = [str(n).strip().lower() for n in table["MEMNAME"]]
-            types = [str(t).strip().upper() for t in table["MEMTYPE"]]
-            has_present = "MEMPRSNT" in table.names
-            present = [bool(p) for p in table["MEMPRSNT"]] if has_present else [True] * len(names)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{run.dataset}: {association.source} is not an association table ({error})",
-            remedy="fetch it again",
-        ) from error
+    with _unreadable(run, association, "is not an association table"), fits.open(path) as hdus:
+        table = hdus[1].data
+        names = [str(n).strip().lower() for n in table["MEMNAME"]]
+        types = [str(t).strip().upper() for t in table["MEMTYPE"]]
+        has_present = "MEMPRSNT" in table.names
+        present = [bool(p) for p in table["MEMPRSNT"]] if has_present else [True] * len(names)
     exposures = [n for n, t, p in zip(names, types, present, strict=True) if not t.startswith("PROD") and p]
     absent = [n for n, t, p in zip(names, types, present, strict=True) if not t.startswith("PROD") and not p]
     if absent:
@@ -248,7 +245,7 @@ def _with_facts(run: Run, file: InputFile) -> InputFile:
     path = run.workspace.inputs / file.name
     _check_fits(run, path)
     facts: dict[str, Any] = {}
-    with fits.open(path) as hdus:
+    with _unreadable(run, file, "has a damaged header or table"), fits.open(path) as hdus:
         for hdu in hdus[1::-1]:  # the primary header wins
             facts |= {key: hdu.header[key] for key in run.recipe.facts if key in hdu.header}
         if "EVENTS" in hdus:
@@ -263,6 +260,22 @@ def _with_facts(run: Run, file: InputFile) -> InputFile:
             f"{run.dataset}: {file.source} says it is {facts['ROOTNAME']}", remedy="give it back its own name"
         )
     return InputFile(file.name, file.root, file.suffix, file.size, file.sha256, file.source, facts)
+
+
+@contextmanager
+def _unreadable(run: Run, file: InputFile, what: str) -> Iterator[None]:
+    """Turn what astropy raises on damaged headers and tables into an InputError; its warnings count as damage too."""
+    from astropy.io import fits
+    from astropy.utils.exceptions import AstropyUserWarning
+
+    wrong = (fits.VerifyError, AstropyUserWarning, OSError, ValueError, TypeError, LookupError, AttributeError)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", AstropyUserWarning)
+            yield
+    except wrong as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(f"{run.dataset}: {file.source} {what} ({reason})", remedy="fetch it again") from error
 
 
 def _check_fits(run: Run, path: Path) -> None:

@@ -125,7 +125,7 @@ def cos_association_products(members: list[Header]) -> tuple[str, ...]:
     """
     science = [h for h in members if h.get("EXPTYPE") != "WAVECAL" and h.get("EXPTYPE") not in COS_UNCALIBRATED]
     if any(_makes_spectrum(h) for h in science):
-        positions = sorted({int(h["FPPOS"]) for h in science if _makes_spectrum(h)})
+        positions = sorted({int(h["FPPOS"]) for h in science if _makes_spectrum(h) and "FPPOS" in h})
         return ("x1dsum", *(f"x1dsum{position}" for position in positions))
     if science and all(h.get("OBSTYPE") == "IMAGING" and _performs(h) for h in science):
         return ("fltsum",)

@@ -7,6 +7,7 @@ are written after it and can be made again from it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -96,7 +97,10 @@ class Status:
     def from_json(cls, record: dict[str, Any]) -> Status:
         """Read the JSON form; unknown fields are ignored."""
         known = {k: record[k] for k in cls.__dataclass_fields__ if k in record}
-        return cls(**{**known, "history": tuple(record.get("history", ()))})
+        status = cls(**{**known, "history": tuple(record.get("history", ()))})
+        if status.state not in STATES or type(status.attempt) is not int:
+            raise ValueError(f"state {status.state!r}, attempt {status.attempt!r}")
+        return status
 
     def __str__(self) -> str:
         return f"{self.dataset}: {self.state}, attempt {self.attempt}" + (f" ({self.reason})" if self.reason else "")
@@ -164,6 +168,8 @@ def advance(store: Store, status: Status) -> tuple[Status, bool]:
     while True:
         current, etag = _read(store, status.dataset)
         if current is not None and status.order <= current.order:
+            if status.order == current.order:
+                project(store, current)  # its writer may have died before it could
             return current, False
         entry = {k: v for k, v in status.to_json().items() if k not in ("history", "dataset", "rank")}
         entry |= _bodies(store, status)
@@ -183,15 +189,20 @@ def project(store: Store, status: Status) -> None:
 
     An existing body is never overwritten.
     """
-    folder = STATES[status.state][1]
-    if folder and store.get(f"messages/{folder}/{status.dataset}") is None:
-        try:
-            store.put(f"messages/{folder}/{status.dataset}", b"", Create())
-        except ConflictError:
-            pass  # another run of the same state made it: that is what we want
-    for _, other in STATES.values():
-        if other and other != folder:
-            store.delete(f"messages/{other}/{status.dataset}")
+    while True:
+        folder = STATES[status.state][1]
+        if folder and store.get(f"messages/{folder}/{status.dataset}") is None:
+            # The archive acknowledges the list of files that the downloader left: a message that moves keeps its body.
+            moved = store.get(f"messages/dataset-synced/{status.dataset}") if status.state == "archived" else None
+            with contextlib.suppress(ConflictError):  # another writer of the same state made it: that is what we want
+                store.put(f"messages/{folder}/{status.dataset}", moved.data if moved else b"", Create())
+        for _, other in STATES.values():
+            if other and other != folder:
+                store.delete(f"messages/{other}/{status.dataset}")
+        later = read(store, status.dataset)
+        if later is None or later.order <= status.order:
+            return
+        status = later  # somebody was faster: theirs is the state to show
 
 
 def _bodies(store: Store, status: Status) -> dict[str, Any]:
@@ -225,7 +236,7 @@ def _read(store: Store, dataset: str) -> tuple[Status | None, str]:
         return None, ""
     try:
         return Status.from_json(json.loads(blob.data)), blob.etag
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CaldpError(
             f"{dataset}: {store.url(status_key(dataset))} is not a status record ({error})",
             remedy="repair or remove that file",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -52,7 +53,7 @@ class ProgramRun:
     wall, cpu : float
         Seconds.
     peak_memory : int
-        Largest resident set of the program, in bytes.
+        Largest resident set of the program, in bytes; 0 if it was too short-lived and too small to tell.
     tail : tuple of str
         The last lines it printed.
     oom_kills : int
@@ -77,7 +78,12 @@ class ProgramRun:
     @property
     def signal(self) -> str:
         """Name of the signal that killed it, or an empty string."""
-        return signal.Signals(-self.returncode).name if self.returncode < 0 else ""
+        if self.returncode >= 0:
+            return ""
+        try:
+            return signal.Signals(-self.returncode).name
+        except ValueError:  # real-time signals have no names
+            return f"signal {-self.returncode}"
 
     @property
     def outcome(self) -> str:
@@ -159,7 +165,7 @@ def run(
 
     Notes
     -----
-    Any exception raised meanwhile (an interrupt, a full disk under the log) stops the child before it is passed on.
+    Any exception raised meanwhile (an interrupt, one of ``on_line``) stops the child before it is passed on.
     """
     kills = _oom_kills()
     started = time.monotonic()
@@ -179,7 +185,13 @@ def run(
         raise StartError(f"{argv[0]} cannot be started ({error.strerror})") from error
     assert process.stdout is not None  # noqa: S101 - for the type checker: stdout is a pipe
     ended = threading.Event()
-    watch = (process.pid, on_memory, cancelled, ended)
+    resident: list[int] = []
+
+    def sample(size: int) -> None:
+        resident.append(size)
+        on_memory(size)
+
+    watch = (process.pid, sample, cancelled, ended)
     threading.Thread(target=_watch, args=watch, daemon=True).start()
     try:
         for raw in process.stdout:
@@ -196,12 +208,16 @@ def run(
         ended.set()
         process.stdout.close()
     unit = 1 if sys.platform == "darwin" else 1024
+    peak = usage.ru_maxrss * unit
+    if peak <= _own_peak():
+        # The kernel counts what the child was before it became the program: a copy of us. Then samples say more.
+        peak = max(resident, default=0)
     return ProgramRun(
         argv=tuple(argv),
         returncode=process.returncode,
         wall=time.monotonic() - started,
         cpu=usage.ru_utime + usage.ru_stime,
-        peak_memory=usage.ru_maxrss * unit,
+        peak_memory=peak,
         tail=tuple(tail),
         oom_kills=_oom_kills() - kills,
     )
@@ -224,24 +240,31 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     for signum in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signum)
-        try:
-            process.wait(_GRACE)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what it started may live on: the group is killed anyway
+            process.wait(_GRACE if signum == signal.SIGTERM else None)
 
 
 def _watch(pid: int, on_memory: MemorySink, cancelled: threading.Event | None, ended: threading.Event) -> None:
     """Tell the memory of a running program, and kill it when it is cancelled."""
     import psutil
 
-    with contextlib.suppress(psutil.Error, ProcessLookupError):
+    with contextlib.suppress(psutil.Error, ProcessLookupError, ChildProcessError):
         process = psutil.Process(pid)
         while not ended.wait(0.25):
             if cancelled is not None and cancelled.is_set():
                 os.killpg(pid, signal.SIGKILL)  # run() is waiting for it and will reap it
                 return
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                # It ended, but what it left behind may hold our pipe open for ever.
+                if not ended.wait(_GRACE / 5):
+                    os.killpg(pid, signal.SIGKILL)
+                return
             on_memory(process.memory_info().rss)
+
+
+def _own_peak() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _oom_kills() -> int:

@@ -74,8 +74,9 @@ def read_manifest(store: Store, prefix: str) -> Manifest | None:
         return None
     try:
         record = json.loads(blob.data)
-        return Manifest(record) if record["format"] == 1 else None
-    except (ValueError, KeyError, TypeError):
+        complete = record["format"] == 1 and record.keys() >= {"attempt", "run", "reason", "products", "previews"}
+        return Manifest(record) if complete else None
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -314,8 +315,8 @@ def _link(run: Run, files: list[Reference]) -> None:
         other = linked.setdefault(file.name, file)
         if other.path != file.path:
             raise ReferencesError(
-                f"{run.dataset}: two references have one name, {file.path} ({file.type}) and {other.path} ({other.type})",
-                remedy="rename your own",
+                f"{run.dataset}: {file.type} {file.path} has the name of {other.type} {other.path}",
+                remedy="rename your own reference file",
             )
     for file in linked.values():
         (run.workspace.references / file.name).symlink_to(file.path)
@@ -339,11 +340,17 @@ def _metadata(server: dict[str, Any]) -> dict[str, dict[str, str]]:
     encoded = server.get("download_metadata")
     if not encoded:
         return {}
-    if "crds_payload" in encoded:
-        payload = gzip.decompress(base64.b64decode(encoded["crds_payload"]))
-        # Decoded once: replace the compressed form by the plain one.
-        server["download_metadata"] = encoded = json.loads(payload)
-    return dict(encoded)
+    try:
+        if "crds_payload" in encoded:
+            payload = gzip.decompress(base64.b64decode(encoded["crds_payload"]))
+            # Decoded once: replace the compressed form by the plain one.
+            server["download_metadata"] = encoded = json.loads(payload)
+        return dict(encoded)
+    except (ValueError, TypeError, OSError, EOFError, zlib.error) as error:
+        raise ReferencesError(
+            f"download_metadata in config/hst/server_config of the CRDS cache is damaged ({error})",
+            remedy="sync the CRDS cache again",
+        ) from error
 
 
 def _refuse_bad(run: Run, files: list[Reference], server: dict[str, Any]) -> None:

@@ -162,7 +162,7 @@ def open_store(uri: str) -> Store:
 def safe_key(key: str) -> str:
     """Return ``key`` if it stays below the store, else raise ValueError."""
     path = PurePosixPath(key)
-    if path.is_absolute() or ".." in path.parts or "\0" in key:
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in key:
         raise ValueError(f"unsafe key {key!r}")
     return key
 
@@ -180,7 +180,7 @@ class LocalStore:
         return self.root / safe_key(key)
 
     def url(self, key: str = "") -> str:
-        return str(self._path(key))
+        return str(self._path(key) if key else self.root)
 
     def local(self, key: str) -> Path | None:
         return self._path(key)
@@ -258,6 +258,11 @@ class LocalStore:
 
     def discard(self, prefix: str) -> None:
         target = self._path(prefix)
+        for aside in target.parent.glob(f".{target.name}.*.partial.old"):
+            if target.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(target)  # killed between the two renames of an exchange
         for folder in target.parent.glob(f".{target.name}.*.partial"):
             shutil.rmtree(folder, ignore_errors=True)
 

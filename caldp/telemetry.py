@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Telemetry:
         self.reporter = reporter
         self.stages: list[Stage] = []
         self.warnings: list[str] = []
-        self._secrets = tuple(secrets)
+        self._secrets = tuple(sorted(secrets, key=len, reverse=True))  # one may begin with another
         self._stage = "run"
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
@@ -99,7 +99,7 @@ class Telemetry:
         )
         formatter.converter = time.gmtime
         for name in (_MAIN_LOG, *_LOGS.values()):
-            handler = _LogFile(directory / name, encoding="utf-8")
+            handler = _LogFile(directory / name, encoding="utf-8", errors="backslashreplace")
             handler.setFormatter(formatter)
             handler.addFilter(_belongs_to(name))
             self._log.addHandler(handler)
@@ -172,6 +172,7 @@ class Telemetry:
         done = programs.run(
             argv, cwd=cwd, env=env, on_line=on_line, on_memory=self.reporter.memory, cancelled=self._cancelled
         )
+        done = replace(done, argv=tuple(map(self._clean, done.argv)), tail=tuple(map(self._clean, done.tail)))
         self._write("INFO", str(done))
         with self._lock:
             self.stages[-1].programs.append(done)
@@ -212,7 +213,7 @@ class Telemetry:
     def _clean(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        return " ".join(text.splitlines())  # a progress bar's carriage returns would break the line
 
 
 class _LogFile(logging.FileHandler):

@@ -67,12 +67,11 @@ def open_workspace(home: Path, dataset: str, run: str, *, keep: bool = False) ->
     Workspace
     """
     parent = home / SCRATCH / dataset
-    parent.mkdir(parents=True, exist_ok=True)
     _remove_dead(parent)
     workspace = Workspace(parent / run)
     # The lock exists before the folder and goes after it, so a folder whose lock is free is a dead run's.
     lock_path = parent / f"{run}.lock"
-    lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = _create(lock_path)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         folders = (
@@ -93,6 +92,14 @@ def open_workspace(home: Path, dataset: str, run: str, *, keep: bool = False) ->
         for folder in (parent, parent.parent):
             with contextlib.suppress(OSError):  # other runs and other datasets may still be there
                 folder.rmdir()
+
+
+def _create(path: Path) -> int:
+    """Create a file and its folder, which another run that ends may be removing just now."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _remove_dead(parent: Path) -> None:

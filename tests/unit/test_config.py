@@ -100,7 +100,7 @@ def test_shipped_scripts_are_sound(script: str) -> None:
 
 @pytest.mark.parametrize("script", SHIPPED)
 def test_shipped_scripts_set_only_what_the_caller_has_not(script: str) -> None:
-    env = BARE | {name: f"mine-{name}" for name in DEFAULTS[script]}
+    env = BARE | EXTRA.get(script, {}) | {name: f"mine-{name}" for name in DEFAULTS[script]}
     assert source(script, env) == env
 
 
@@ -120,7 +120,7 @@ def test_shipped_scripts_through_load(script: str) -> None:
 @pytest.mark.parametrize("script", SHIPPED)
 def test_what_the_caller_exported_wins_over_shipped_scripts(script: str) -> None:
     mine = {"CRDS_PATH": "/mine", "CRDS_SERVER_URL": "https://mine", "CRDS_READONLY_CACHE": "1", "CRDS_CONTEXT": "c"}
-    loaded = load(script, environ=BARE | mine)
+    loaded = load(script, environ=BARE | EXTRA.get(script, {}) | mine)
     assert (loaded.crds_path, loaded.crds_server_url, loaded.crds_readonly) == (Path("/mine"), "https://mine", True)
     assert loaded.crds_context == "c"
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from astropy.io import fits
 
-from caldp.errors import InputError, UnsupportedError, UsageError
+from caldp.errors import InputError
 from caldp.inputs import Inputs, fetch
 from caldp.run import Run
 from tests.conftest import RunFactory
@@ -471,12 +471,3 @@ def test_no_events_in_one_member(asn_run: Run, association: Path) -> None:
     (association / "ldfd01vpq_rawtag_a.fits").unlink()
     write_raw(association, "ldfd01vpq", events=0)
     refused(asn_run, association, "ldfd01vpq_rawtag_a.fits", "no events")
-
-
-@pytest.mark.parametrize(
-    ("uri", "error"), [("s3://bucket/x", UnsupportedError), ("astroquery:", UnsupportedError), ("x", UsageError)]
-)
-def test_places_it_cannot_fetch_from(run: Run, uri: str, error: type[UsageError]) -> None:
-    with pytest.raises(error) as caught:
-        fetch(run, uri)
-    assert caught.value.exit_code == 2

@@ -16,7 +16,7 @@ from astropy.io import fits
 from crds.client import proxy
 
 from caldp import references
-from caldp.errors import ReferencesError, UsageError
+from caldp.errors import ReferencesError
 from caldp.inputs import Inputs, fetch
 from caldp.references import References, _metadata, assign
 from caldp.run import Run
@@ -122,7 +122,7 @@ def test_overrides_replace_and_are_recorded(start: Start, crds_cache: Path, tmp_
 
 @pytest.mark.parametrize("kind", ["NOSUCH", "TARGNAME"])
 def test_an_override_of_what_is_no_reference(start: Start, tmp_path: Path, kind: str) -> None:
-    with pytest.raises(UsageError, match=f"--override {kind}"):
+    with pytest.raises(ReferencesError, match=f"--override {kind}"):
         references._override(*start({"overrides": ((kind, tmp_path / "x.fits"),)}))
 
 
