@@ -16,7 +16,7 @@ from typing import Any
 import caldp
 from caldp import programs
 from caldp.errors import OutputError, ProgramMemoryError, Stage1Error
-from caldp.fitsfile import damage
+from caldp.fitsfile import damage, update_header
 from caldp.inputs import Inputs
 from caldp.programs import ProgramRun
 from caldp.references import References
@@ -135,29 +135,25 @@ def expected(run: Run, inputs: Inputs) -> dict[str, tuple[str, str]]:
         if file.name not in inputs.empty:
             for suffix in run.recipe.expected(file.facts, file.suffix):
                 names[f"{file.root}_{suffix}.fits"] = (file.root, suffix)
-    if inputs.association and names:
+    if inputs.product and names:
         for suffix in run.recipe.association_products([f.facts for f in inputs.raw if f.name not in inputs.empty]):
-            names[f"{inputs.dataset}_{suffix}.fits"] = (inputs.dataset, suffix)
+            names[f"{inputs.product}_{suffix}.fits"] = (inputs.product, suffix)
     return names
 
 
 def _stamp(run: Run, inputs: Inputs) -> None:
     """Write into the raw headers what the programs copy into every product: versions, and the seed of the dither."""
-    from astropy.io import fits
-
     config = run.config
-    cards: list[tuple[str, Any, str]] = [
-        ("CALDPVER", caldp.__version__, "version of CALDP"),
-        ("CSYS_VER", config.system_version, "calibration system"),
-        ("AWSDPVER", config.aws_dp_version, "AWS data processing"),
-        ("AWSYSVER", config.aws_system_version, "AWS system"),
-    ]
+    cards: dict[str, tuple[Any, str]] = {
+        "CALDPVER": (caldp.__version__, "version of CALDP"),
+        "CSYS_VER": (config.system_version, "calibration system"),
+        "AWSDPVER": (config.aws_dp_version, "AWS data processing"),
+        "AWSYSVER": (config.aws_system_version, "AWS system"),
+    }
     if run.recipe.random_seed is not None:
-        cards.append(("RANDSEED", run.recipe.random_seed, "seed of the random dither"))
+        cards["RANDSEED"] = (run.recipe.random_seed, "seed of the random dither")
     for file in inputs.raw:
-        with fits.open(inputs.directory / file.name, mode="update") as hdus:
-            for key, value, comment in cards:
-                hdus[0].header[key] = (value, comment)
+        update_header(inputs.directory / file.name, cards)
 
 
 def _judge(run: Run, inputs: Inputs, done: ProgramRun) -> None:
@@ -216,7 +212,7 @@ def _verify(run: Run, inputs: Inputs) -> Products:
             f"{' and others' if len(missing) > 4 else ''} ({len(missing)} of {len(wanted)} products are missing)",
             remedy="see logs/process.txt",
         )
-    roots = (inputs.dataset, *inputs.members)
+    roots = (inputs.dataset, inputs.product, *inputs.members)
     written = sorted(p for p in folder.iterdir() if p.is_file() and p.name[:9] in roots)
     for path in written:
         reason = damage(path) if path.suffix == ".fits" else ""
@@ -229,13 +225,13 @@ def _verify(run: Run, inputs: Inputs) -> Products:
     delivered = sorted(p for p in folder.iterdir() if p.is_file() and p.name[:9] in roots)
     calibrated = [p for p in written if p.suffix == ".fits" and not p.name.endswith("_asn.fits")]
     facts = {f.root: f.facts for f in inputs.raw}
-    facts.setdefault(inputs.dataset, inputs.raw[0].facts)
+    facts.setdefault(inputs.product, inputs.raw[0].facts)
     previewed = [folder / name for name, (root, suffix) in wanted.items() if _has_preview(run, facts[root], suffix)]
     return Products(
         files=tuple(delivered),
         calibrated=tuple(calibrated),
         previewed=tuple(sorted(previewed)),
-        reason="" if wanted else _nothing(run, inputs),
+        reason="" if wanted or calibrated else _nothing(run, inputs),
         versions=_versions(run, calibrated),
     )
 

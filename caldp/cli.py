@@ -72,7 +72,7 @@ def process_command(
     """Calibrate one HST dataset."""
     request = Request(ipppssoot, input_uri, output_uri, config, context, overrides, existing, take_over, keep_scratch)
     reporter = open_reporter(json=as_json, quiet=quiet, verbose=verbose, stdout=sys.stdout, stderr=sys.stderr)
-    outcome = (plan if dry_run else process)(request, reporter, Interrupts().shield)
+    outcome = (plan if dry_run else process)(request, reporter, Interrupts().install())
     sys.exit(outcome.exit_code)
 
 

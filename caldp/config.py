@@ -245,6 +245,7 @@ def _source(script: Path, env: Mapping[str, str]) -> dict[str, str]:
 def _secrets(env: Mapping[str, str]) -> tuple[str, ...]:
     """Return the values that must not be shown, the longest first: one may begin with another."""
     values = {v for k, v in env.items() if _SECRET.search(k) and len(v) >= 6}
+    values |= {match[0] for v in env.values() for match in _USERINFO.finditer(v) if ":" in match[0]}
     return tuple(sorted(values, key=len, reverse=True))
 
 

@@ -187,6 +187,14 @@ class MvmError(CaldpError):
     exit_code = 41
 
 
+class Stop(BaseException):
+    """Raised by our signal handler: not an Exception, so that nothing on the way takes it for a failure of its own."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
 class Interrupted(CaldpError):  # noqa: N818 - the field's word; it is a signal, not a mistake
     """A signal asked the run to stop."""
 
@@ -248,6 +256,8 @@ def describe(error: BaseException, dataset: str) -> CaldpError:
     """
     if isinstance(error, CaldpError):
         return error
+    if isinstance(error, Stop):
+        return Interrupted(error.signum)
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)
     if isinstance(error, MemoryError):
@@ -256,7 +266,7 @@ def describe(error: BaseException, dataset: str) -> CaldpError:
         return _describe_oserror(error, dataset)
     return CaldpError(
         f"{dataset}: unforeseen {type(error).__name__}: {error}",
-        remedy="the traceback is in logs/process.txt; please report it",
+        remedy="please report it, with logs/process.txt if there is one",
     )
 
 
@@ -272,7 +282,7 @@ def _describe_oserror(error: OSError, dataset: str) -> CaldpError:
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(
-            f"{dataset}: not allowed to write {where} ({error.strerror})",
+            f"{dataset}: not allowed to use {where} ({error.strerror})",
             remedy="choose an output (and CALDP_HOME) that you may write",
         )
     return OutputError(f"{dataset}: {where}: {error.strerror or error}", remedy="check that path")

@@ -1,13 +1,31 @@
-"""Is a file whole FITS?"""
+"""Is a FITS file whole, and how are its headers changed?"""
 
 from __future__ import annotations
 
 import warnings
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 #: What reading a damaged file raises, besides astropy's own exceptions.
 _DAMAGE = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, zlib.error)
+
+#: astropy's warnings that mean damage; a header cut short is only a warning to it. Others are matters of taste.
+_ALARMING = ("File may have been truncated", "Error validating header", "Invalid keyword for column")
+
+
+@contextmanager
+def damage_raises() -> Iterator[None]:
+    """Let astropy's warnings about damage be exceptions, and its others be silent."""
+    from astropy.utils.exceptions import AstropyWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)
+        for message in _ALARMING:
+            warnings.filterwarnings("error", message, AstropyWarning)
+        yield
 
 
 def damage(path: Path) -> str:
@@ -26,24 +44,38 @@ def damage(path: Path) -> str:
         Empty if the file is whole.
     """
     from astropy.io import fits
-    from astropy.utils.exceptions import AstropyUserWarning
+    from astropy.utils.exceptions import AstropyWarning
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", AstropyUserWarning)  # "File may have been truncated"
-            warnings.filterwarnings("ignore", "Unexpected extra padding")  # zeros after the end do no harm
-            # Opened here, because astropy leaves open what it cannot read.
-            with path.open("rb") as stream:
-                compressed = stream.read(2) == b"\x1f\x8b"
-                stream.seek(0)
-                with fits.open(stream, memmap=not compressed) as hdus:
-                    spans = [hdu.fileinfo() for hdu in hdus]
-                for info in spans:
-                    end = info["datLoc"] + info["datSpan"]
-                    if not compressed and end > path.stat().st_size:
-                        return f"truncated: {path.stat().st_size} bytes of {end}"
-    except _DAMAGE as error:
+        # Opened here, because astropy leaves open what it cannot read.
+        with damage_raises(), path.open("rb") as stream:
+            compressed = stream.read(2) == b"\x1f\x8b"
+            stream.seek(0)
+            with fits.open(stream, memmap=not compressed) as hdus:
+                spans = [hdu.fileinfo() for hdu in hdus]
+        for info in spans:
+            end = info["datLoc"] + info["datSpan"]
+            if not compressed and end > path.stat().st_size:
+                return f"truncated: {path.stat().st_size} bytes of {end}"
+    except (*_DAMAGE, AstropyWarning, fits.VerifyError) as error:
         return " ".join(str(error).split())[:160] or type(error).__name__
-    except (AstropyUserWarning, fits.VerifyError) as error:
-        return " ".join(str(error).split())[:160]
     return ""
+
+
+def update_header(path: Path, cards: Mapping[str, tuple[Any, str]]) -> None:
+    """Set keywords of a primary header, leaving what else is in it as it is.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    cards : mapping
+        Keyword -> (value, comment); an empty comment keeps the one there is.
+    """
+    from astropy.io import fits
+
+    with damage_raises():
+        hdus = fits.open(path, mode="update")
+        for key, (value, comment) in cards.items():
+            hdus[0].header[key] = (value, comment) if comment else value
+        hdus.close(output_verify="silentfix+ignore")  # an odd card that was there already is not ours to judge

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import lzma
 import re
 import shutil
 import tarfile
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from caldp.dataset import Dataset
 from caldp.errors import InputError
-from caldp.fitsfile import damage
+from caldp.fitsfile import damage, damage_raises
 from caldp.run import Run
 from caldp.store import parse_uri
 
@@ -78,6 +78,8 @@ class Inputs:
         The association table, when the dataset is one.
     members : tuple of str
         Root names of the exposures.
+    product : str
+        Root name of the association's product, or empty when it has none.
     raw : tuple of InputFile
         Raw science data.
     support : tuple of InputFile
@@ -90,6 +92,7 @@ class Inputs:
     directory: Path
     association: InputFile | None
     members: tuple[str, ...]
+    product: str
     raw: tuple[InputFile, ...]
     support: tuple[InputFile, ...]
     empty: tuple[str, ...] = ()
@@ -164,7 +167,7 @@ def _collect(run: Run, directory: Path) -> Inputs:
 
     found = take(dataset.name, ["asn"])
     association = found[0] if found else None
-    members = _members(run, association) if association else (dataset.name,)
+    members, product = _members(run, association) if association else ((dataset.name,), "")
     raw = [_with_facts(run, f) for root in members for f in take(root, recipe.raw)]
     missing = [root for root in members if not any(f.root == root for f in raw)]
     if missing:
@@ -177,14 +180,20 @@ def _collect(run: Run, directory: Path) -> Inputs:
     for file in support:
         _check_fits(run, run.workspace.inputs / file.name)
     empty = _empty_tables(run, raw)
-    return Inputs(dataset.name, run.workspace.inputs, association, members, tuple(raw), tuple(support), empty)
+    return Inputs(dataset.name, run.workspace.inputs, association, members, product, tuple(raw), tuple(support), empty)
 
 
 def _available(run: Run, directory: Path) -> dict[tuple[str, str], list[Path]]:
     """Map (root, suffix) to the files that hold it: a plain one comes before a compressed one."""
     wanted = {"asn", *run.recipe.raw, *run.recipe.support}
     found: dict[tuple[str, str], list[Path]] = {}
-    for path in sorted(directory.iterdir()):  # x.fits comes before x.fits.gz
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{run.dataset}: cannot list {directory} ({error.strerror})", remedy="make it readable"
+        ) from error
+    for path in paths:  # x.fits comes before x.fits.gz
         match = _NAME.fullmatch(path.name)
         if match is not None and match[2] in wanted and path.is_file():
             found.setdefault((match[1], match[2]), []).append(path)
@@ -215,8 +224,8 @@ def _read(run: Run, source: Path, reader: IO[bytes]) -> bytes:
         raise InputError(f"{run.dataset}: {source} cannot be read ({error})", remedy="fetch it again") from error
 
 
-def _members(run: Run, association: InputFile) -> tuple[str, ...]:
-    """Return the exposures of an association that its table says are present."""
+def _members(run: Run, association: InputFile) -> tuple[tuple[str, ...], str]:
+    """Return the exposures of an association that its table says are present, and the root name of its product."""
     from astropy.io import fits
 
     path = run.workspace.inputs / association.name
@@ -227,15 +236,21 @@ def _members(run: Run, association: InputFile) -> tuple[str, ...]:
         types = [str(t).strip().upper() for t in table["MEMTYPE"]]
         has_present = "MEMPRSNT" in table.names
         present = [bool(p) for p in table["MEMPRSNT"]] if has_present else [True] * len(names)
-    exposures = [n for n, t, p in zip(names, types, present, strict=True) if not t.startswith("PROD") and p]
-    absent = [n for n, t, p in zip(names, types, present, strict=True) if not t.startswith("PROD") and not p]
+    rows = list(zip(names, types, present, strict=True))
+    exposures = [n for n, t, p in rows if "PROD" not in t and p]
+    absent = [n for n, t, p in rows if "PROD" not in t and not p]
+    products = [n for n, t, _ in rows if "PROD" in t]
     if absent:
         run.telemetry.warning(f"{association.name} says that {', '.join(absent)} was not taken: it is left out")
     strange = [n for n in exposures if not _MEMBER.fullmatch(n)]
     if strange or not exposures:
         what = f"lists {strange[0]!r}" if strange else "lists no exposure"
         raise InputError(f"{run.dataset}: {association.source} {what}", remedy="fetch it again")
-    return tuple(dict.fromkeys(exposures))
+    if any(n[:8] != run.dataset.name[:8] for n in products):
+        raise InputError(
+            f"{run.dataset}: {association.source} is the table of {products[0]!r}", remedy="give it back its own name"
+        )
+    return tuple(dict.fromkeys(exposures)), products[0] if products else ""
 
 
 def _with_facts(run: Run, file: InputFile) -> InputFile:
@@ -248,6 +263,7 @@ def _with_facts(run: Run, file: InputFile) -> InputFile:
     with _unreadable(run, file, "has a damaged header or table"), fits.open(path) as hdus:
         for hdu in hdus[1::-1]:  # the primary header wins
             facts |= {key: hdu.header[key] for key in run.recipe.facts if key in hdu.header}
+        facts |= {key: int(facts[key]) for key in run.recipe.numbers if key in facts}
         if "EVENTS" in hdus:
             facts["EVENTS"] = len(hdus["EVENTS"].data)
     if str(facts.get("INSTRUME", "")).strip().lower() != run.recipe.name:
@@ -266,12 +282,11 @@ def _with_facts(run: Run, file: InputFile) -> InputFile:
 def _unreadable(run: Run, file: InputFile, what: str) -> Iterator[None]:
     """Turn what astropy raises on damaged headers and tables into an InputError; its warnings count as damage too."""
     from astropy.io import fits
-    from astropy.utils.exceptions import AstropyUserWarning
+    from astropy.utils.exceptions import AstropyWarning
 
-    wrong = (fits.VerifyError, AstropyUserWarning, OSError, ValueError, TypeError, LookupError, AttributeError)
+    wrong = (fits.VerifyError, AstropyWarning, OSError, ValueError, TypeError, LookupError, AttributeError)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", AstropyUserWarning)
+        with damage_raises():
             yield
     except wrong as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
@@ -321,7 +336,9 @@ def _unpack(run: Run, tarball: Path) -> Path:
                 if source is not None:
                     with source, (target / name).open("xb") as writer:
                         shutil.copyfileobj(source, writer, _CHUNK)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileExistsError) as error:
+    except PermissionError as error:
+        raise InputError(f"{run.dataset}: not allowed to read {tarball}", remedy="make it readable") from error
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, FileExistsError) as error:
         raise InputError(f"{run.dataset}: {tarball} cannot be unpacked ({error})", remedy="fetch it again") from error
     run.telemetry.info(f"unpacked {tarball}")
     return target

@@ -31,6 +31,8 @@ class Instrument:
         Suffixes of files that go with them.
     facts : tuple of str
         Header keywords that decide what an exposure yields.
+    numbers : tuple of str
+        Those that must be whole numbers.
     reference_variable : str
         Environment variable in the names of references, as in ``lref$x_flat.fits``.
     program : tuple of str
@@ -55,6 +57,7 @@ class Instrument:
     raw: tuple[str, ...]
     support: tuple[str, ...]
     facts: tuple[str, ...]
+    numbers: tuple[str, ...]
     reference_variable: str
     program: tuple[str, ...]
     tolerated: tuple[int, ...]
@@ -67,16 +70,38 @@ class Instrument:
     random_seed: int | None = None
 
 
-#: COS exposures that calcos does not calibrate: acquisitions without an image, and engineering data.
-COS_UNCALIBRATED = ("ACQ/SEARCH", "ACQ/PEAKD", "ACQ/PEAKXD", "ENG DIAG", "MEMORY DUMP", "PHA")
+#: EXPTYPE of COS exposures that calcos calibrates; others it does with lamp flashes (it then calls them EXTERNAL/CAL).
+COS_CALIBRATED = ("EXTERNAL/SCI", "EXTERNAL/CAL", "DARK", "FLAT", "WAVECAL", "ACQ/IMAGE")
+
+#: Calibration steps any of which makes calcos work (calcos.py, globalSwitches).
+COS_STEPS = tuple(
+    f"{step}CORR" for step in "BADT BRST DEAD DOPP DQI FLAT GEO DGEO HEL HVDS PHA RAND TEMP X1D WAVE TRCE ALGN".split()
+)
+
+#: Steps that calcos ignores for the NUV detector.
+COS_FUV_STEPS = ("TEMPCORR", "GEOCORR", "DGEOCORR", "RANDCORR", "PHACORR")
 
 
-def _performs(header: Header) -> bool:
-    return any(key.endswith("CORR") and value == "PERFORM" for key, value in header.items())
+def _is(header: Header, keyword: str, value: str) -> bool:
+    return str(header.get(keyword, "")).strip().upper() == value
 
 
-def _makes_spectrum(header: Header) -> bool:
-    return header.get("OBSTYPE") == "SPECTROSCOPIC" and header.get("X1DCORR") == "PERFORM"
+def _flashes(header: Header) -> bool:
+    tagflash = str(header.get("TAGFLASH", "NONE")).strip().upper()
+    return tagflash not in ("NONE", "N/A", "") and int(header.get("NUMFLASH", 0)) > 0
+
+
+def _calibrated(header: Header) -> bool:
+    steps = [s for s in COS_STEPS if not (_is(header, "DETECTOR", "NUV") and s in COS_FUV_STEPS)]
+    kind = str(header.get("EXPTYPE", "")).strip().upper()
+    known = kind in COS_CALIBRATED or (_flashes(header) and not kind.startswith("ACQ/"))
+    return known and (any(_is(header, step, "PERFORM") for step in steps) or kind == "WAVECAL")
+
+
+def _science(header: Header) -> bool:
+    """Whether calcos counts an exposure as science; with lamp flashes, others are calibration to it."""
+    kinds = ("EXTERNAL/SCI",) if _flashes(header) else ("EXTERNAL/SCI", "EXTERNAL/CAL", "DARK", "FLAT")
+    return str(header.get("EXPTYPE", "")).strip().upper() in kinds
 
 
 def cos_products(header: Header, suffix: str) -> tuple[str, ...]:
@@ -94,18 +119,15 @@ def cos_products(header: Header, suffix: str) -> tuple[str, ...]:
     tuple of str
         Suffixes of products: corrtag, counts and flt carry the segment, x1d and lampflash do not.
     """
-    if header.get("EXPTYPE") in COS_UNCALIBRATED or not _performs(header):
+    if not _calibrated(header):
         return ()
     segment = suffix[-2:] if suffix.endswith(("_a", "_b")) else ""
-    if header.get("EXPTYPE") == "ACQ/IMAGE":
+    if _is(header, "EXPTYPE", "ACQ/IMAGE"):
         return ("counts", "flt")
-    products = [f"counts{segment}", f"flt{segment}"]
-    if header.get("OBSMODE") == "TIME-TAG":
-        products.append(f"corrtag{segment}")
-        flashes = header.get("TAGFLASH", "NONE") not in ("NONE", "N/A", "") and int(header.get("NUMFLASH") or 0) > 0
-        if flashes and header.get("WAVECORR") == "PERFORM":
-            products.append("lampflash")
-    if _makes_spectrum(header):
+    products = [f"counts{segment}", f"flt{segment}", f"corrtag{segment}"]
+    if _is(header, "OBSMODE", "TIME-TAG") and _flashes(header) and _is(header, "WAVECORR", "PERFORM"):
+        products.append("lampflash")
+    if _is(header, "OBSTYPE", "SPECTROSCOPIC") and _is(header, "X1DCORR", "PERFORM"):
         products.append("x1d")
     return tuple(products)
 
@@ -116,20 +138,23 @@ def cos_association_products(members: list[Header]) -> tuple[str, ...]:
     Parameters
     ----------
     members : list of mapping
-        The facts of every raw file of its members.
+        The facts of every raw file of its members, in the order of the association table.
 
     Returns
     -------
     tuple of str
         ``x1dsum`` and one ``x1dsum<FP-POS>`` for each FP-POS position present, or ``fltsum`` for images.
     """
-    science = [h for h in members if h.get("EXPTYPE") != "WAVECAL" and h.get("EXPTYPE") not in COS_UNCALIBRATED]
-    if any(_makes_spectrum(h) for h in science):
-        positions = sorted({int(h["FPPOS"]) for h in science if _makes_spectrum(h) and "FPPOS" in h})
+    science = [h for h in members if _science(h) and _calibrated(h)]
+    spectra = [h for h in science if _is(h, "OBSTYPE", "SPECTROSCOPIC")]
+    if spectra:
+        # calcos asks the first TIME-TAG exposure, else the first of all, whether to extract spectra.
+        first = next((h for h in science if _is(h, "OBSMODE", "TIME-TAG")), science[0])
+        if not _is(first, "X1DCORR", "PERFORM"):
+            return ()
+        positions = sorted({int(h.get("FPPOS", 1)) for h in spectra} - {0})
         return ("x1dsum", *(f"x1dsum{position}" for position in positions))
-    if science and all(h.get("OBSTYPE") == "IMAGING" and _performs(h) for h in science):
-        return ("fltsum",)
-    return ()
+    return ("fltsum",) if science else ()
 
 
 INSTRUMENTS: dict[str, Instrument] = {
@@ -157,15 +182,9 @@ INSTRUMENTS: dict[str, Instrument] = {
             "FPPOS",
             "TAGFLASH",
             "NUMFLASH",
-            "FLATCORR",
-            "DEADCORR",
-            "DQICORR",
-            "TEMPCORR",
-            "GEOCORR",
-            "PHACORR",
-            "WAVECORR",
-            "X1DCORR",
+            *COS_STEPS,
         ),
+        numbers=("FPPOS", "NUMFLASH"),
         reference_variable="lref",
         program=("calcos", "-o", "{output}", "{input}"),
         tolerated=(5,),

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from caldp.errors import BusyError, CaldpError
+from caldp.errors import BusyError, CaldpError, OutputError
 from caldp.store import ConflictError, Create, Store, Update
 
 #: State -> (rank within an attempt, folder under ``messages/``).
@@ -121,7 +121,7 @@ def read(store: Store, dataset: str) -> Status | None:
     return _read(store, dataset)[0]
 
 
-def begin(store: Store, dataset: str, run: str) -> Status:
+def begin(store: Store, dataset: str, run: str, published: int = 0) -> Status:
     """Start the next attempt; the caller owns the dataset, so an attempt still "processing" is a dead run's.
 
     Parameters
@@ -132,6 +132,8 @@ def begin(store: Store, dataset: str, run: str) -> Status:
         Its name.
     run : str
         Identifies the run that begins.
+    published : int
+        Attempt of the manifest that is there: the messages may have been lost while the data were not.
 
     Returns
     -------
@@ -141,6 +143,7 @@ def begin(store: Store, dataset: str, run: str) -> Status:
     last = read(store, dataset)
     waiting = last is not None and last.rank < STATES["processing"][0]
     attempt = 1 if last is None else last.attempt if waiting else last.attempt + 1
+    attempt = max(attempt, published + 1)
     status, written = advance(store, Status(dataset, attempt, "processing", run=run))
     if not written:
         raise BusyError(f"{dataset}: attempt {attempt} was begun by another run", remedy="wait for it to end")
@@ -168,11 +171,12 @@ def advance(store: Store, status: Status) -> tuple[Status, bool]:
     while True:
         current, etag = _read(store, status.dataset)
         if current is not None and status.order <= current.order:
-            if status.order == current.order:
+            if status.order == current.order and not _handed_on(store, status):
                 project(store, current)  # its writer may have died before it could
             return current, False
         entry = {k: v for k, v in status.to_json().items() if k not in ("history", "dataset", "rank")}
-        entry |= _bodies(store, status)
+        if bodies := {folder: body for folder, body in _handed_on(store, status).items() if body}:
+            entry["messages"] = bodies  # a new attempt takes them away; what they say must not be lost
         history = (*(current.history if current else ()), entry)[-HISTORY:]
         written = replace(status, history=history)
         body = json.dumps(written.to_json(), indent=1).encode() + b"\n"
@@ -205,15 +209,15 @@ def project(store: Store, status: Status) -> None:
         status = later  # somebody was faster: theirs is the state to show
 
 
-def _bodies(store: Store, status: Status) -> dict[str, Any]:
-    """Return what the downloader and the archive wrote into messages that this status replaces: it must not be lost."""
-    bodies = {}
+def _handed_on(store: Store, status: Status) -> dict[str, str]:
+    """Return the messages that the downloader and the archive left, which know more than ``status``: {folder: body}."""
+    left = {}
     for state in ("synced", "archived"):
-        folder = STATES[state][1]
-        blob = store.get(f"messages/{folder}/{status.dataset}") if state != status.state else None
-        if blob is not None and blob.data:
-            bodies[folder] = blob.data.decode("utf-8", errors="replace")
-    return {"messages": bodies} if bodies else {}
+        rank, folder = STATES[state]
+        blob = store.get(f"messages/{folder}/{status.dataset}") if rank > status.rank else None
+        if blob is not None:
+            left[folder] = blob.data.decode("utf-8", errors="replace")
+    return left
 
 
 def owns(store: Store, mine: Status) -> bool:
@@ -237,7 +241,7 @@ def _read(store: Store, dataset: str) -> tuple[Status | None, str]:
     try:
         return Status.from_json(json.loads(blob.data)), blob.etag
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CaldpError(
+        raise OutputError(
             f"{dataset}: {store.url(status_key(dataset))} is not a status record ({error})",
             remedy="repair or remove that file",
         ) from error

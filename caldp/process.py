@@ -16,7 +16,7 @@ from typing import Any
 from caldp import config, instruments, messages
 from caldp.config import DEFAULT_CONFIG, Config
 from caldp.dataset import Dataset
-from caldp.errors import CaldpError, ExistsError, Interrupted, UnsupportedError, describe
+from caldp.errors import CaldpError, ExistsError, Stop, UnsupportedError, describe
 from caldp.instruments import Instrument
 from caldp.messages import Status
 from caldp.reporter import Outcome, Reporter
@@ -26,7 +26,53 @@ from caldp.store import Store, open_store, parse_uri
 #: What to do about a dataset that is already processed.
 EXISTING = ("error", "skip", "overwrite")
 
-Shield = Callable[[], None]
+
+class Interrupts:
+    """Turn SIGTERM, SIGINT and SIGHUP into an exception, where the run can be stopped."""
+
+    def __init__(self) -> None:
+        self._armed = True
+        self._held = False
+        self._pending = 0
+
+    def install(self) -> Interrupts:
+        """Take the signals over; what the caller ignores (nohup) stays ignored."""
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, self._interrupt)
+        return self
+
+    def shield(self) -> None:
+        """Let no further signal stop the run."""
+        self._armed = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep signals for ``check``."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def check(self) -> None:
+        """Raise Stop if a signal came while they were held."""
+        if self._pending:
+            self._stop(self._pending)
+
+    def _interrupt(self, signum: int, _frame: object) -> None:
+        if self._held:
+            self._pending = signum
+        elif self._armed:
+            self._stop(signum)
+
+    def _stop(self, signum: int) -> None:
+        self._armed = False  # a second signal must not cut the clean-up short
+        raise Stop(signum)
+
+
+#: For callers that handle signals themselves.
+_UNTOUCHED = Interrupts()
 
 
 @dataclass(frozen=True)
@@ -87,7 +133,7 @@ class Job:
         return cls(request, dataset, recipe, settings, open_store(request.output))
 
 
-def process(request: Request, reporter: Reporter, shield: Shield = lambda: None) -> Outcome:
+def process(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCHED) -> Outcome:
     """Calibrate one dataset.
 
     Parameters
@@ -96,27 +142,27 @@ def process(request: Request, reporter: Reporter, shield: Shield = lambda: None)
         Which, from where, to where and how.
     reporter : Reporter
         Told of the progress.
-    shield : callable
-        Called before what a signal must not cut in two.
+    interrupts : Interrupts
+        Whether signals may stop the run; by default they are left to the caller.
 
     Returns
     -------
     Outcome
         With the exit status; failures are reported in it, not raised.
     """
-    with concluded(request, reporter, shield) as outcome:
+    with concluded(request, reporter, interrupts) as outcome:
         job = Job.prepare(request)
         with job.store.own(job.dataset.name, take_over=request.take_over):
             if not already_processed(job, outcome):
-                calibrate_and_publish(job, reporter, shield, outcome)
+                calibrate_and_publish(job, reporter, interrupts, outcome)
     return outcome
 
 
-def calibrate_and_publish(job: Job, reporter: Reporter, shield: Shield, outcome: Outcome) -> None:
+def calibrate_and_publish(job: Job, reporter: Reporter, interrupts: Interrupts, outcome: Outcome) -> None:
     """Walk the straight line: every arrow of the design is one line here."""
     from caldp import calibrate, create_preview, inputs, publish, references
 
-    with begun(job, reporter, shield, outcome) as run:
+    with begun(job, reporter, interrupts, outcome) as run:
         raw = inputs.fetch(run, job.request.input)
         refs = references.assign(run, raw)
         products = calibrate.calibrate(run, raw, refs)
@@ -126,12 +172,12 @@ def calibrate_and_publish(job: Job, reporter: Reporter, shield: Shield, outcome:
         outcome.conclude(manifest.record, job.store.url(job.dataset.prefix))
 
 
-def plan(request: Request, reporter: Reporter, shield: Shield = lambda: None) -> Outcome:
+def plan(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCHED) -> Outcome:
     """Say what ``process`` would do: the files it would take, the references, the programs. Writes no output.
 
     Parameters
     ----------
-    request, reporter, shield
+    request, reporter, interrupts
         As for ``process``.
 
     Returns
@@ -139,11 +185,11 @@ def plan(request: Request, reporter: Reporter, shield: Shield = lambda: None) ->
     Outcome
         Its ``plan`` holds the answer.
     """
-    with concluded(request, reporter, shield) as outcome:
+    with concluded(request, reporter, interrupts) as outcome:
         job = Job.prepare(request)
         from caldp import calibrate, inputs, references
 
-        with opened(job, reporter, shield, Status(job.dataset.name, 0, "placed", run=_identity())) as run:
+        with opened(job, reporter, interrupts, Status(job.dataset.name, 0, "placed", run=_identity())) as run:
             raw = inputs.fetch(run, request.input)
             refs = references.assign(run, raw)
             outcome.plan = {
@@ -183,7 +229,7 @@ def already_processed(job: Job, outcome: Outcome) -> bool:
 
 
 @contextmanager
-def concluded(request: Request, reporter: Reporter, shield: Shield) -> Iterator[Outcome]:
+def concluded(request: Request, reporter: Reporter, interrupts: Interrupts) -> Iterator[Outcome]:
     """Turn whatever happens inside into an exit status and a message: the only place that does."""
     outcome = Outcome(request.dataset)
     started = time.monotonic()
@@ -194,36 +240,39 @@ def concluded(request: Request, reporter: Reporter, shield: Shield) -> Iterator[
         failure = describe(error, request.dataset)
         outcome.exit_code, outcome.reason, outcome.remedy = failure.code, failure.message, failure.remedy
     finally:
-        shield()
+        interrupts.shield()
         outcome.seconds = time.monotonic() - started
         reporter.finish(outcome)
 
 
 @contextmanager
-def begun(job: Job, reporter: Reporter, shield: Shield, outcome: Outcome) -> Iterator[Run]:
+def begun(job: Job, reporter: Reporter, interrupts: Interrupts, outcome: Outcome) -> Iterator[Run]:
     """Begin an attempt; an exception leaves the error state and the logs behind, whatever else fails."""
     from caldp import publish
 
-    mine = messages.begin(job.store, job.dataset.name, _identity())
+    job.store.prepare(job.dataset.prefix)
+    there = publish.read_manifest(job.store, job.dataset.prefix)
+    with interrupts.held():  # until it is known what to take back
+        mine = messages.begin(job.store, job.dataset.name, _identity(), there.attempt if there else 0)
     outcome.attempt, outcome.location = mine.attempt, job.store.url(job.dataset.prefix)
     try:
-        job.store.discard(job.dataset.prefix)
-        with opened(job, reporter, shield, mine) as run:
+        interrupts.check()
+        with opened(job, reporter, interrupts, mine) as run:
             try:
                 run.telemetry.info(f"attempt {mine.attempt}, run {mine.run}, {job.settings.name}")
                 yield run
             except BaseException as error:
-                shield()
+                interrupts.shield()
                 failure = describe(error, job.dataset.name)
                 run.telemetry.error(str(failure), cause=error)
-                if messages.owns(job.store, mine):
+                if _leave(reporter, "logs", lambda: messages.owns(job.store, mine)):
                     _leave(reporter, "logs", lambda: publish.publish_logs(run, job.store))
                 raise failure from error
             finally:
                 outcome.warnings = len(run.telemetry.warnings)
                 outcome.scratch = str(run.workspace.root) if run.keep_scratch else ""
     except BaseException as error:
-        shield()
+        interrupts.shield()
         failure = describe(error, job.dataset.name)
         # A run that lost its dataset to another one changes nothing: its status is no longer the highest.
         if _leave(reporter, "state", lambda: messages.advance(job.store, mine.failed(failure))[1]):
@@ -232,7 +281,7 @@ def begun(job: Job, reporter: Reporter, shield: Shield, outcome: Outcome) -> Ite
 
 
 @contextmanager
-def opened(job: Job, reporter: Reporter, shield: Shield, mine: Status) -> Iterator[Run]:
+def opened(job: Job, reporter: Reporter, interrupts: Interrupts, mine: Status) -> Iterator[Run]:
     """Open the workspace and the log of a run."""
     from caldp.telemetry import Telemetry
     from caldp.workspace import open_workspace
@@ -250,7 +299,7 @@ def opened(job: Job, reporter: Reporter, shield: Shield, mine: Status) -> Iterat
                 telemetry=telemetry,
                 attempt=mine.attempt,
                 started=mine.at,
-                shield=shield,
+                shield=interrupts.shield,
                 keep_scratch=keep,
             )
         finally:
@@ -279,24 +328,6 @@ def _leave(reporter: Reporter, what: str, write: Callable[[], Any]) -> Any:  # n
     except (OSError, CaldpError) as error:
         reporter.message("ERROR", f"the {what} could not be written: {error}")
         return None
-
-
-class Interrupts:
-    """Turn SIGTERM, SIGINT and SIGHUP into an exception, until shielded."""
-
-    def __init__(self) -> None:
-        self._armed = True
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, self._interrupt)
-
-    def shield(self) -> None:
-        """Let no further signal stop the run."""
-        self._armed = False
-
-    def _interrupt(self, signum: int, _frame: object) -> None:
-        if self._armed:
-            self._armed = False
-            raise Interrupted(signum)
 
 
 def main() -> None:

@@ -35,6 +35,9 @@ _GRACE = 5.0
 
 _PR_SET_PDEATHSIG = 1
 
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in a unit of ``ru_maxrss``."""
+
 
 class StartError(Exception):
     """A program could not be started at all."""
@@ -125,7 +128,8 @@ def find(program: str, path: str) -> str | None:
         Absolute path, or None when it is not installed.
     """
     # A virtual environment need not be activated for its caldp-process to find its calcos.
-    return shutil.which(program, path=path) or shutil.which(program, path=sysconfig.get_path("scripts"))
+    found = shutil.which(program, path=path) or shutil.which(program, path=sysconfig.get_path("scripts"))
+    return str(Path(found).absolute()) if found else None
 
 
 def run(
@@ -167,7 +171,7 @@ def run(
     -----
     Any exception raised meanwhile (an interrupt, one of ``on_line``) stops the child before it is passed on.
     """
-    kills = _oom_kills()
+    kills, own = _oom_kills(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
     started = time.monotonic()
     tail: list[str] = []
     try:
@@ -185,15 +189,10 @@ def run(
         raise StartError(f"{argv[0]} cannot be started ({error.strerror})") from error
     assert process.stdout is not None  # noqa: S101 - for the type checker: stdout is a pipe
     ended = threading.Event()
-    resident: list[int] = []
-
-    def sample(size: int) -> None:
-        resident.append(size)
-        on_memory(size)
-
-    watch = (process.pid, sample, cancelled, ended)
-    threading.Thread(target=_watch, args=watch, daemon=True).start()
+    marks: list[int] = []
     try:
+        watch = (process.pid, on_memory, marks, cancelled, ended)
+        threading.Thread(target=_watch, args=watch, daemon=True).start()
         for raw in process.stdout:
             line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
             tail.append(line)
@@ -207,11 +206,10 @@ def run(
     finally:
         ended.set()
         process.stdout.close()
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = usage.ru_maxrss * unit
-    if peak <= _own_peak():
+    peak = usage.ru_maxrss * _RSS_UNIT
+    if peak <= own:
         # The kernel counts what the child was before it became the program: a copy of us. Then samples say more.
-        peak = max(resident, default=0)
+        peak = max(marks, default=0)
     return ProgramRun(
         argv=tuple(argv),
         returncode=process.returncode,
@@ -244,13 +242,17 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait(_GRACE if signum == signal.SIGTERM else None)
 
 
-def _watch(pid: int, on_memory: MemorySink, cancelled: threading.Event | None, ended: threading.Event) -> None:
+def _watch(
+    pid: int, on_memory: MemorySink, marks: list[int], cancelled: threading.Event | None, ended: threading.Event
+) -> None:
     """Tell the memory of a running program, and kill it when it is cancelled."""
     import psutil
 
+    pause = 0.02
     with contextlib.suppress(psutil.Error, ProcessLookupError, ChildProcessError):
         process = psutil.Process(pid)
-        while not ended.wait(0.25):
+        while not ended.wait(pause):
+            pause = min(2 * pause, 0.25)
             if cancelled is not None and cancelled.is_set():
                 os.killpg(pid, signal.SIGKILL)  # run() is waiting for it and will reap it
                 return
@@ -259,12 +261,23 @@ def _watch(pid: int, on_memory: MemorySink, cancelled: threading.Event | None, e
                 if not ended.wait(_GRACE / 5):
                     os.killpg(pid, signal.SIGKILL)
                 return
-            on_memory(process.memory_info().rss)
+            size = process.memory_info().rss
+            marks.append(max(size, _high_water(pid)))
+            on_memory(size)
 
 
-def _own_peak() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def own_peak_memory() -> int:
+    """Return the largest resident set of this process, in bytes."""
+    return _high_water("self") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+
+
+def _high_water(pid: int | str) -> int:
+    """Return the largest resident set of a process since it became the program it is (Linux), else 0."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _oom_kills() -> int:

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ import caldp
 from caldp import messages
 from caldp.calibrate import Products
 from caldp.create_preview import Preview
-from caldp.errors import BusyError
 from caldp.inputs import Inputs
 from caldp.messages import Status
 from caldp.references import References
@@ -86,10 +85,11 @@ def verified(store: Store, prefix: str) -> Manifest | None:
     if manifest is None:
         return None
     for entry in manifest.files():
-        path = store.local(f"{prefix}/{entry['name']}")
-        if path is None or not path.is_file() or path.stat().st_size != entry["size"]:
-            return None
-        if _sha256(path) != entry["sha256"]:
+        try:
+            path = store.local(f"{prefix}/{entry['name']}")
+            if path is None or path.stat().st_size != entry["size"] or _sha256(path) != entry["sha256"]:
+                return None
+        except (OSError, ValueError, KeyError, TypeError):
             return None
     return manifest
 
@@ -148,11 +148,10 @@ def publish(
         metrics = telemetry.write_metrics()
         _copy_logs(run, staging / "logs")
         (staging / REPORT).write_text(_report(run, staging, record, metrics), encoding="utf-8")
-        _carry_over(store, prefix, staging)
         (staging / MANIFEST).write_bytes(manifest.to_bytes())
         mine = Status(run.dataset.name, run.attempt, "processing", run=run.id)
         run.shield()
-        store.publish(staging, prefix, lambda: _still_mine(store, mine, prefix))
+        store.publish(staging, prefix, lambda: _replaceable(store, mine, prefix))
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -179,14 +178,11 @@ def publish_logs(run: Run, store: Store) -> None:
         store.add(path, f"{run.dataset.prefix}/logs/{path.name}")
 
 
-def _still_mine(store: Store, mine: Status, prefix: str) -> None:
+def _replaceable(store: Store, mine: Status, prefix: str) -> set[str]:
+    """Make sure that the dataset is still ours, and name the files that earlier runs published."""
     messages.check_owner(store, mine)
     there = read_manifest(store, prefix)
-    if there is not None and there.attempt >= mine.attempt:
-        raise BusyError(
-            f"{mine.dataset}: attempt {there.attempt} has already published; this one publishes nothing",
-            remedy="look at its manifest",
-        )
+    return {*_OURS, *(str(entry["name"]) for entry in there.files())} if there else set(_OURS)
 
 
 def _record(
@@ -245,23 +241,3 @@ def _deliver(run: Run, source: Path, target: Path) -> Path:
 def _copy_logs(run: Run, folder: Path) -> None:
     for path in sorted(run.workspace.logs.iterdir()):
         shutil.copyfile(path, folder / path.name)
-
-
-def _carry_over(store: Store, prefix: str, staging: Path) -> None:
-    """Keep what somebody else put into the dataset's folder; only what an earlier run published is replaced."""
-    current = store.local(prefix)
-    if current is None or not current.is_dir():
-        return
-    old = read_manifest(store, prefix)
-    published = {entry["name"] for entry in old.files()} if old else set()
-    for path in _foreign(current, published | _OURS):
-        target = staging / path.relative_to(current)
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target)
-
-
-def _foreign(current: Path, ours: set[str]) -> Iterable[Path]:
-    for path in sorted(current.rglob("*")):
-        if path.is_file() and path.relative_to(current).as_posix() not in ours:
-            yield path

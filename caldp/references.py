@@ -24,7 +24,7 @@ from typing import Any
 
 from caldp.config import Config
 from caldp.errors import ReferencesError
-from caldp.fitsfile import damage
+from caldp.fitsfile import damage, update_header
 from caldp.inputs import Inputs
 from caldp.programs import ProgramRun
 from caldp.run import Run
@@ -244,6 +244,12 @@ def _chosen(run: Run, inputs: Inputs) -> tuple[set[tuple[str, str]], str, str]:
             remedy="see logs/process.txt",
         )
     context, version = seen.pop()
+    asked = run.config.crds_context
+    if asked.endswith(".pmap") and context != asked:
+        raise ReferencesError(
+            f"{run.dataset}: CRDS left the headers with context {context} instead of {asked}",
+            remedy="see logs/process.txt",
+        )
     return chosen, context, version.split(",")[0]
 
 
@@ -252,16 +258,13 @@ def _override(run: Run, inputs: Inputs) -> dict[str, Path]:
     from astropy.io import fits
 
     overrides = dict(run.config.overrides)
-    if not overrides:
-        return {}
     used: set[str] = set()
-    for file in inputs.raw:
-        with fits.open(inputs.directory / file.name, mode="update") as hdus:
-            header = hdus[0].header
-            for kind, path in overrides.items():
-                if kind in header and ("$" in str(header[kind]) or str(header[kind]).strip() == "N/A"):
-                    header[kind] = f"{run.recipe.reference_variable}${path.name}"
-                    used.add(kind)
+    for file in inputs.raw if overrides else ():
+        path = inputs.directory / file.name
+        header = fits.getheader(path)
+        known = [k for k in overrides if "$" in str(header.get(k)) or str(header.get(k)).strip() == "N/A"]
+        update_header(path, {k: (f"{run.recipe.reference_variable}${overrides[k].name}", "") for k in known})
+        used.update(known)
     for kind in overrides:
         if kind not in used:
             raise ReferencesError(

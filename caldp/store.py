@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
 import re
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from caldp.errors import BusyError, UnsupportedError, UsageError
+from caldp.errors import BusyError, OutputError, UnsupportedError, UsageError
+
+#: End of the name of a tree that is put aside for a moment.
+_ASIDE = ".aside"
+
+#: Age at which a temporary file is a dead writer's, in seconds.
+_STALE = 600
 
 
 class ConflictError(Exception):
@@ -81,14 +89,18 @@ class Store(Protocol):
     def staging(self, prefix: str, run: str) -> Path:
         """Return an empty local folder where the tree for ``prefix`` is put together."""
 
-    def publish(self, staging: Path, prefix: str, allowed: Callable[[], None]) -> None:
-        """Make the staged folder the content of ``prefix`` in one step, if ``allowed()`` does not raise."""
+    def publish(self, staging: Path, prefix: str, ours: Callable[[], set[str]]) -> None:
+        """Make the staged folder the content of ``prefix`` in one step.
+
+        ``ours()`` is called when nobody else can publish: it raises if this run must not either, and returns the
+        names of the files that earlier runs published and that may go.  Whatever else is there is kept.
+        """
 
     def add(self, source: Path, key: str) -> None:
         """Copy a local file to ``key``; other objects stay."""
 
-    def discard(self, prefix: str) -> None:
-        """Remove what dead runs left half-staged for ``prefix``; the caller owns the dataset."""
+    def prepare(self, prefix: str) -> None:
+        """Remove what dead runs left half-staged for ``prefix``, and refuse a place that cannot be published to."""
 
     def local(self, key: str) -> Path | None:
         """Return the path of ``key`` when it is a local file, else None."""
@@ -236,15 +248,18 @@ class LocalStore:
         folder.mkdir(parents=True)
         return folder
 
-    def publish(self, staging: Path, prefix: str, allowed: Callable[[], None]) -> None:
+    def publish(self, staging: Path, prefix: str, ours: Callable[[], set[str]]) -> None:
         target = self._path(prefix)
         with self._locked(f"{prefix}.publish"):
-            allowed()
+            names = ours()
+            _restore(target)
             if not target.exists():
                 staging.rename(target)
-            else:
-                _exchange(staging, target)
-        shutil.rmtree(staging, ignore_errors=True)  # after an exchange this is the old tree
+                return
+            _carry_over(target, staging, names, move=False)
+            _exchange(staging, target)
+            _carry_over(staging, target, names, move=True)  # what came in between, and what cannot be copied
+            shutil.rmtree(staging, ignore_errors=True)
 
     def add(self, source: Path, key: str) -> None:
         target = self._path(key)
@@ -256,15 +271,19 @@ class LocalStore:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def discard(self, prefix: str) -> None:
+    def prepare(self, prefix: str) -> None:
         target = self._path(prefix)
-        for aside in target.parent.glob(f".{target.name}.*.partial.old"):
-            if target.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                aside.rename(target)  # killed between the two renames of an exchange
-        for folder in target.parent.glob(f".{target.name}.*.partial"):
-            shutil.rmtree(folder, ignore_errors=True)
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise OutputError(f"{target} is not a plain directory", remedy="move it out of the way")
+        with self._locked(f"{prefix}.publish"):
+            _restore(target)
+            for folder in target.parent.glob(f".{target.name}.*.partial"):
+                shutil.rmtree(folder, ignore_errors=True)
+        old = time.time() - _STALE
+        for leftover in self.root.glob(f"messages/*/.{target.name}*.tmp"):  # of a put that was killed
+            with contextlib.suppress(OSError):
+                if leftover.stat().st_mtime < old:
+                    leftover.unlink()
 
     @contextmanager
     def _locked(self, name: str, *, wait: bool = True, steal: bool = False) -> Iterator[None]:
@@ -281,6 +300,12 @@ class LocalStore:
                 raise BusyError(
                     f"{name.partition('.')[0]} is being processed by another run into {self.root}",
                     remedy="wait for it to end; nothing was changed",
+                ) from error
+            except OSError as error:
+                os.close(descriptor)
+                raise OutputError(
+                    f"{self.root}: its file system has no locks ({error.strerror})",
+                    remedy="choose an output on another file system",
                 ) from error
             except BaseException:
                 os.close(descriptor)
@@ -308,12 +333,47 @@ def _exchange(new: Path, target: Path) -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         at_fdcwd, rename_exchange = -100, 2
-        if hasattr(libc, "renameat2") and not libc.renameat2(
-            at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(target), rename_exchange
-        ):
-            return
+        if hasattr(libc, "renameat2"):
+            if not libc.renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(target), rename_exchange):
+                return
+            number = ctypes.get_errno()
+            if number not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise OSError(number, os.strerror(number), str(target))
     # File systems without an exchange (some network ones, macOS): two renames, with a moment between them.
-    aside = new.with_name(new.name + ".old")
+    aside = target.with_name(f".{target.name}{_ASIDE}")
     target.rename(aside)
-    new.rename(target)
+    try:
+        new.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
     aside.rename(new)
+
+
+def _restore(target: Path) -> None:
+    """Bring back a tree that a run put aside when it was killed between the two renames of an exchange."""
+    aside = target.with_name(f".{target.name}{_ASIDE}")
+    if aside.exists():
+        if target.exists():  # killed after the second: the new tree is there, the old one is staging again
+            aside.rename(target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial"))
+        else:
+            aside.rename(target)
+
+
+def _carry_over(old: Path, new: Path, ours: set[str], *, move: bool) -> None:
+    """Keep what somebody else put into a folder that is being replaced."""
+    for folder, folders, files in os.walk(old):
+        here = Path(folder)
+        for name in folders:
+            key = (here / name).relative_to(old).as_posix()
+            if not (here / name).is_symlink() and not any(n.startswith(f"{key}/") for n in ours):
+                (new / key).mkdir(parents=True, exist_ok=True)
+        for name in [*files, *(n for n in folders if (here / n).is_symlink())]:
+            source, target = here / name, new / here.relative_to(old) / name
+            if source.relative_to(old).as_posix() in ours or target.exists() or target.is_symlink():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if move:
+                source.rename(target)
+            elif source.is_symlink() or source.is_file():
+                shutil.copy2(source, target, follow_symlinks=False)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import resource
-import sys
 import threading
 import time
 import traceback
@@ -145,7 +144,7 @@ class Telemetry:
         finally:
             stage.wall = time.monotonic() - wall
             stage.cpu = _cpu() - cpu
-            stage.peak_memory = max([_own_peak(), *(p.peak_memory for p in stage.programs)])
+            stage.peak_memory = max([programs.own_peak_memory(), *(p.peak_memory for p in stage.programs)])
             self._stage = "run"
             self.reporter.stage_done(name, stage.wall)
 
@@ -190,7 +189,7 @@ class Telemetry:
             "total": {
                 "wall_s": round(self.seconds, 3),
                 "cpu_s": round(_cpu(), 3),
-                "peak_memory_bytes": max([_own_peak(), *(s.peak_memory for s in self.stages)]),
+                "peak_memory_bytes": max([programs.own_peak_memory(), *(s.peak_memory for s in self.stages)]),
                 "bytes_in": sum(s.bytes_in for s in self.stages),
                 "bytes_out": sum(s.bytes_out for s in self.stages),
             },
@@ -251,9 +250,3 @@ def _cpu() -> float:
     """CPU seconds of this process and of the children it has waited for."""
     mine, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return mine.ru_utime + mine.ru_stime + children.ru_utime + children.ru_stime
-
-
-def _own_peak() -> int:
-    """Peak resident memory of this process, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -71,9 +71,10 @@ def open_workspace(home: Path, dataset: str, run: str, *, keep: bool = False) ->
     workspace = Workspace(parent / run)
     # The lock exists before the folder and goes after it, so a folder whose lock is free is a dead run's.
     lock_path = parent / f"{run}.lock"
-    lock = _create(lock_path)
+    lock = _lock(lock_path)
+    if keep:
+        lock_path.unlink()  # nobody takes a kept workspace for a dead run's, whatever becomes of this one
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         folders = (
             workspace.inputs,
             workspace.references,
@@ -87,19 +88,23 @@ def open_workspace(home: Path, dataset: str, run: str, *, keep: bool = False) ->
     finally:
         if not keep:
             shutil.rmtree(workspace.root, ignore_errors=True)
-        lock_path.unlink(missing_ok=True)  # a kept workspace has no lock, and nobody removes it
+        lock_path.unlink(missing_ok=True)
         os.close(lock)
         for folder in (parent, parent.parent):
             with contextlib.suppress(OSError):  # other runs and other datasets may still be there
                 folder.rmdir()
 
 
-def _create(path: Path) -> int:
-    """Create a file and its folder, which another run that ends may be removing just now."""
+def _lock(path: Path) -> int:
+    """Create and lock a file, which another run that tidies up may be removing just now."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+            os.close(lock)
 
 
 def _remove_dead(parent: Path) -> None:

@@ -93,7 +93,10 @@ class Desk:
     def run(self, *args: str, env: Mapping[str, str] | None = None) -> Result:
         """Run caldp-process to its end."""
         process = self.start(*args, env=env)
-        stdout, stderr = process.communicate(timeout=600)
+        try:
+            stdout, stderr = process.communicate(timeout=600)
+        finally:
+            process.kill()
         assert "Traceback" not in stdout + stderr, stdout + stderr
         return Result(process.returncode, stdout, stderr)
 
@@ -180,8 +183,8 @@ def association(
     desk = Desk(home, environment)
     with (shared / "association.turn").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        if not home.exists():
-            shutil.copytree(cos_data / "inputs", home / "IN", copy_function=shutil.copyfile)
+        if not (home / "result.json").exists():
+            shutil.copytree(cos_data / "inputs", home / "IN", copy_function=shutil.copyfile, dirs_exist_ok=True)
             result = desk.process("ldfd01010")
             (home / "result.json").write_text(json.dumps([result.code, result.stdout, result.stderr]))
     assert json.loads((home / "result.json").read_text())[0] == 0, (home / "result.json").read_text()

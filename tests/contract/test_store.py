@@ -133,7 +133,7 @@ class StoreContract:
         def publish(run: str, content: str) -> None:
             staging = store.staging(PREFIX, run)
             write_tree(staging, content)
-            store.publish(staging, PREFIX, lambda: None)
+            store.publish(staging, PREFIX, lambda: {*"abcd"})
 
         return publish
 
@@ -319,7 +319,7 @@ class StoreContract:
         publish("run1", "one")
         staging = store.staging(PREFIX, "run2")
         write_tree(staging, "two", "xy")
-        store.publish(staging, PREFIX, lambda: None)
+        store.publish(staging, PREFIX, lambda: {*"abcd"})
         assert tree(store) == {"x": "two", "y": "two"}
         assert store.names("data/cos") == ["ldfd01010"]
         assert not staging.exists()
@@ -329,8 +329,19 @@ class StoreContract:
         store.add(tmp_path / "log", f"{PREFIX}/logs/process.txt")
         staging = store.staging(PREFIX, "run2")
         write_tree(staging, "two")
-        store.publish(staging, PREFIX, lambda: None)
+        store.publish(staging, PREFIX, lambda: {"logs/process.txt"})
         assert tree(store) == dict.fromkeys("abcd", "two")
+
+    def test_publish_keeps_what_others_put_there(
+        self, store: Store, publish: Callable[[str, str], None], tmp_path: Path
+    ) -> None:
+        publish("run1", "one")
+        (tmp_path / "note").write_text("mine")
+        store.add(tmp_path / "note", f"{PREFIX}/deep/note")
+        publish("run2", "two")
+        assert {name for name in store.names(PREFIX) if len(name) == 1} == {*"abcd"}
+        assert (store.get(f"{PREFIX}/a") or pytest.fail()).data == b"two"
+        assert (store.get(f"{PREFIX}/deep/note") or pytest.fail()).data == b"mine"
 
     def test_publish_that_is_not_allowed_changes_nothing(
         self, store: Store, publish: Callable[[str, str], None]
@@ -339,7 +350,7 @@ class StoreContract:
         staging = store.staging(PREFIX, "run2")
         write_tree(staging, "two")
 
-        def refuse() -> None:
+        def refuse() -> set[str]:
             raise BusyError("taken over")
 
         with pytest.raises(BusyError):
@@ -376,15 +387,15 @@ class StoreContract:
         assert tree(store) == {"a": "new", "b": "one", "c": "one", "d": "one", "e": "new"}
         assert (tmp_path / "log").read_text() == "new"
 
-    def test_discard_removes_what_dead_runs_staged(self, store: Store, publish: Callable[[str, str], None]) -> None:
+    def test_prepare_removes_what_dead_runs_staged(self, store: Store, publish: Callable[[str, str], None]) -> None:
         publish("run0", "one")
         dead, other = store.staging(PREFIX, "run1"), store.staging(f"{PREFIX[:-1]}1", "run1")
         write_tree(dead, "half")
-        store.discard(PREFIX)
+        store.prepare(PREFIX)
         assert not dead.exists()
         assert other.exists()
         assert tree(store) == dict.fromkeys("abcd", "one")
-        store.discard("data/acs/j8cb010b0")
+        store.prepare("data/acs/j8cb010b0")
 
 
 class TestLocalStore(StoreContract):

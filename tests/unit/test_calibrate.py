@@ -62,7 +62,13 @@ def exposure(folder: Path) -> None:
 
 @pytest.fixture
 def association(folder: Path) -> None:
-    write_asn(folder, "ldfd01010", ("ldfd01vnq", "EXP-FP", True), ("ldfd01vpq", "EXP-FP", True))
+    write_asn(
+        folder,
+        "ldfd01010",
+        ("ldfd01vnq", "EXP-FP", True),
+        ("ldfd01vpq", "EXP-FP", True),
+        ("ldfd01010", "PROD-FP", True),
+    )
     write_raw(folder, "ldfd01vnq")
     write_raw(folder, "ldfd01vpq")
 
@@ -263,7 +269,7 @@ def test_calls_and_expectations(make_run: RunFactory, folder: Path) -> None:
 
 
 def test_an_association_of_acquisitions_expects_nothing(make_run: RunFactory, folder: Path) -> None:
-    write_asn(folder, "ldfd01010", ("ldfd01vnq", "EXP-FP", True))
+    write_asn(folder, "ldfd01010", ("ldfd01vnq", "EXP-FP", True), ("ldfd01010", "PROD-FP", True))
     write_raw(folder, "ldfd01vnq", "rawacq", EXPTYPE="ACQ/PEAKXD")
     run = make_run("ldfd01010")
     inputs: Inputs = fetch(run, f"file:{folder}")

@@ -9,10 +9,11 @@ import pytest
 
 from caldp.dataset import Dataset
 from caldp.errors import UnsupportedError
-from caldp.instruments import COS_UNCALIBRATED, INSTRUMENTS, Instrument, cos_association_products, cos_products, recipe
+from caldp.instruments import COS_STEPS, INSTRUMENTS, Instrument, cos_association_products, cos_products, recipe
 from tests.fakes.cos import SCIENCE
 
 FACTS: dict[str, Any] = SCIENCE | {"NUMFLASH": 2}
+OMIT = dict.fromkeys(COS_STEPS, "OMIT")
 
 
 @pytest.mark.parametrize("row", INSTRUMENTS.values(), ids=INSTRUMENTS.keys())
@@ -61,10 +62,14 @@ def test_what_has_no_row_is_refused(name: str, what: str) -> None:
         ({"NUMFLASH": 0}, "rawtag_a", {"counts_a", "flt_a", "corrtag_a", "x1d"}),
         ({"WAVECORR": "OMIT"}, "rawtag_a", {"counts_a", "flt_a", "corrtag_a", "x1d"}),
         ({"X1DCORR": "OMIT"}, "rawtag_a", {"counts_a", "flt_a", "corrtag_a", "lampflash"}),
-        ({"OBSMODE": "ACCUM"}, "rawaccum_b", {"counts_b", "flt_b", "x1d"}),
+        ({"OBSMODE": "ACCUM"}, "rawaccum_b", {"counts_b", "flt_b", "corrtag_b", "x1d"}),
         ({"EXPTYPE": "ACQ/IMAGE", "OBSTYPE": "IMAGING", "OBSMODE": "ACCUM"}, "rawacq", {"counts", "flt"}),
-        ({"FLATCORR": "OMIT", "WAVECORR": "OMIT", "X1DCORR": "OMIT"}, "rawtag_a", set()),
-        *[({"EXPTYPE": kind}, "rawacq", set()) for kind in COS_UNCALIBRATED],
+        ({"EXPTYPE": "WAVECAL", "TAGFLASH": "NONE"}, "rawtag_a", {"counts_a", "flt_a", "corrtag_a", "x1d"}),
+        (OMIT, "rawtag_a", set()),
+        (OMIT | {"RANDCORR": "perform"}, "rawtag_a", {"counts_a", "flt_a", "corrtag_a"}),
+        (OMIT | {"DETECTOR": "NUV", "TEMPCORR": "PERFORM"}, "rawtag", set()),
+        *[({"EXPTYPE": kind}, "rawacq", set()) for kind in ("ACQ/SEARCH", "ACQ/PEAKD", "ACQ/PEAKXD")],
+        *[({"EXPTYPE": k, "TAGFLASH": "NONE"}, "rawtag_a", set()) for k in ("ENG DIAG", "ALIGN/OSM", "MEMORY DUMP")],
     ],
 )
 def test_products_of_a_cos_exposure(changes: dict[str, Any], suffix: str, products: set[str]) -> None:
@@ -80,6 +85,10 @@ def test_products_of_a_cos_exposure(changes: dict[str, Any], suffix: str, produc
         ([{"FPPOS": 3}, {"FPPOS": 3}], ("x1dsum", "x1dsum3")),
         ([{"FPPOS": 3}, {"FPPOS": 1, "EXPTYPE": "WAVECAL"}], ("x1dsum", "x1dsum3")),
         ([{"EXPTYPE": "WAVECAL"}], ()),
+        ([{"EXPTYPE": "EXTERNAL/CAL"}], ()),
+        ([{"EXPTYPE": "EXTERNAL/CAL", "TAGFLASH": "NONE", "FPPOS": 2}], ("x1dsum", "x1dsum2")),
+        ([{"FPPOS": 0}, {"FPPOS": 4, "X1DCORR": "OMIT"}], ("x1dsum", "x1dsum4")),
+        ([{"FPPOS": 1, "X1DCORR": "OMIT"}, {"FPPOS": 2}], ()),
         ([{"X1DCORR": "OMIT"}], ()),
         ([{"OBSTYPE": "IMAGING", "X1DCORR": "OMIT"}] * 2, ("fltsum",)),
         ([{"EXPTYPE": "ACQ/PEAKD"}], ()),

@@ -96,6 +96,18 @@ def test_an_existing_body_is_kept(store: LocalStore, body: bytes) -> None:
     assert shown(store) == ["dataset-synced"]
 
 
+def test_what_the_downloader_wrote_is_left_alone_by_a_repair_and_recorded_by_a_new_attempt(store: LocalStore) -> None:
+    status, _ = advance(store, Status(NAME, 1, "processed", run="r"))
+    store.put(f"messages/dataset-synced/{NAME}", b"/archive/x.fits\n", Overwrite())
+    store.delete(f"messages/datasets-processed/{NAME}")
+    advance(store, status)
+    assert shown(store) == ["dataset-synced"]
+    begin(store, NAME, "again")
+    assert shown(store) == ["dataset-processing"]
+    latest = read(store, NAME) or pytest.fail()
+    assert latest.history[-1]["messages"] == {"dataset-synced": "/archive/x.fits\n"}
+
+
 def test_the_paths_to_archive_are_preserved_when_archived(store: LocalStore) -> None:
     # README: "The archive can acknowledge archive completion here, file contents should be preserved."
     advance(store, Status(NAME, 1, "synced"))

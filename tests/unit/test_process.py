@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import pytest
 from astropy.io import fits
 
 from caldp import messages, process
-from caldp.errors import BusyError, CaldpError
-from caldp.process import Request
+from caldp.errors import BusyError, CaldpError, Stop
+from caldp.process import Interrupts, Request
 from caldp.reporter import Outcome
 from caldp.simulate import Simulation
 from caldp.store import LocalStore, open_store
@@ -242,7 +241,7 @@ def test_a_damaged_status_is_no_traceback(desk: Desk) -> None:
     (desk.root / "out" / "messages" / "status").mkdir(parents=True)
     (desk.root / "out" / "messages" / "status" / f"{NAME}.json").write_text("[]")
     outcome = desk.process()
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 29
     assert "is not a status record" in outcome.reason
 
 
@@ -250,7 +249,7 @@ def test_a_run_that_lost_its_dataset_changes_nothing(desk: Desk) -> None:
     reporter = FakeReporter()
     outcome = Outcome(NAME)
     job = process.Job.prepare(desk.request())
-    with pytest.raises(BusyError), process.begun(job, reporter, lambda: None, outcome):
+    with pytest.raises(BusyError), process.begun(job, reporter, Interrupts(), outcome):
         messages.begin(open_store(desk.request().output), NAME, "other")
         raise BusyError("taken over")
     assert (desk.status().run, desk.status().attempt) == ("other", 2)
@@ -261,7 +260,10 @@ def test_a_run_that_lost_its_dataset_changes_nothing(desk: Desk) -> None:
 def test_a_failure_after_a_take_over_leaves_the_new_owner_alone(desk: Desk) -> None:
     job = process.Job.prepare(desk.request())
     outcome = Outcome(NAME)
-    with pytest.raises(CaldpError, match="ZeroDivisionError"), process.begun(job, FakeReporter(), print, outcome):
+    with (
+        pytest.raises(CaldpError, match="ZeroDivisionError"),
+        process.begun(job, FakeReporter(), Interrupts(), outcome),
+    ):
         messages.begin(desk.store, NAME, "other")
         raise ZeroDivisionError
     assert (desk.status().run, desk.status().state) == ("other", "processing")
@@ -290,14 +292,46 @@ def test_scratch_is_kept_on_demand(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(MemoryError(), 32), (KeyboardInterrupt(), 130), (RuntimeError("x\ny"), 1)]
+    ("error", "code"), [(MemoryError(), 32), (KeyboardInterrupt(), 130), (Stop(15), 143), (RuntimeError("x\ny"), 1)]
 )
 def test_whatever_happens_becomes_an_outcome(desk: Desk, error: BaseException, code: int) -> None:
     reporter = FakeReporter()
-    shields: list[Callable[[], None]] = []
-    with process.concluded(desk.request(), reporter, lambda: shields.append(lambda: None)) as outcome:
+    interrupts = Interrupts()
+    with process.concluded(desk.request(), reporter, interrupts) as outcome:
         raise error
     assert outcome.exit_code == code
     assert "\n" not in outcome.reason
     assert outcome.state == "refused"
-    assert shields
+    interrupts._interrupt(15, None)  # shielded: nothing is raised any more
+
+
+def test_a_signal_while_the_attempt_begins_waits_until_it_can_be_taken_back(desk: Desk) -> None:
+    job = process.Job.prepare(desk.request())
+    interrupts = Interrupts()
+    with interrupts.held():
+        interrupts._interrupt(15, None)
+    with pytest.raises(CaldpError, match="SIGTERM"), process.begun(job, FakeReporter(), interrupts, Outcome(NAME)):
+        pytest.fail("the run went on")
+    assert (desk.status().state, desk.status().exit_code) == ("error", 143)
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    code = (
+        "import os, signal; from caldp.process import Interrupts; from caldp.errors import Stop\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN); Interrupts().install(); os.kill(os.getpid(), signal.SIGHUP)\n"
+        "try:\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except Exception: print('swallowed')\n"
+        "except Stop as stop: print('stopped by', stop.signum)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "stopped by 15\n"
+
+
+def test_lost_messages_do_not_lose_the_attempts(desk: Desk) -> None:
+    folder = desk.root / "out" / "data" / "cos" / NAME
+    folder.mkdir(parents=True)
+    manifest = {"format": 1, "attempt": 3, "run": "r", "reason": "", "products": [], "previews": []}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    desk.process(context="hst_9999.pmap")
+    assert desk.status().attempt == 4

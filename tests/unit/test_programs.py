@@ -119,7 +119,9 @@ def test_killed_by_a_signal_without_a_name(run: Runner) -> None:
 
 def test_peak_memory_in_bytes(python: Runner) -> None:
     small, _ = python("pass")
-    large, _ = python("x = bytearray(200_000_000)\nfor i in range(0, len(x), 4096): x[i] = 1")
+    large, _ = python(
+        "x = bytearray(200_000_000)\nfor i in range(0, len(x), 4096): x[i] = 1\nimport time; time.sleep(0.6)"
+    )
     assert small.peak_memory < 150 * MB
     assert 200 * MB < large.peak_memory < 350 * MB
 

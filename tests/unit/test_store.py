@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldp import store
-from caldp.errors import UnsupportedError, UsageError
+from caldp.errors import OutputError, UnsupportedError, UsageError
 from caldp.store import open_store, parse_uri, safe_key
 
 
@@ -99,18 +101,75 @@ def test_two_renames_where_there_is_no_exchange(tmp_path: Path, monkeypatch: pyt
     for content in ("one", "two"):
         staging = out.staging("data/x", content)
         (staging / "file").write_text(content)
-        out.publish(staging, "data/x", lambda: None)
+        out.publish(staging, "data/x", lambda: {"file"})
         assert (tmp_path / "data" / "x" / "file").read_text() == content
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["x"]
 
 
-def test_discard_brings_back_a_tree_that_a_dead_run_had_put_aside(tmp_path: Path) -> None:
+def test_a_failed_second_rename_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "other")
+    (tmp_path / "x").mkdir()
+    with pytest.raises(FileNotFoundError):
+        store._exchange(tmp_path / "nothing", tmp_path / "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="exchanges are Linux's")
+def test_an_exchange_that_fails_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(FileNotFoundError):
+        store._exchange(tmp_path / "nothing", tmp_path / "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_tree_that_a_dead_run_had_put_aside_is_brought_back(tmp_path: Path) -> None:
     # Killed between the two renames of a file system without an exchange.
     out = store.LocalStore(tmp_path)
-    aside = tmp_path / "data" / ".x.run1.partial.old"
+    aside = tmp_path / "data" / ".x.aside"
     aside.mkdir(parents=True)
-    (aside / "file").write_text("one")
+    (aside / "note").write_text("mine")
     (tmp_path / "data" / ".x.run1.partial").mkdir()
-    out.discard("data/x")
-    assert (tmp_path / "data" / "x" / "file").read_text() == "one"
+    out.prepare("data/x")
+    assert (tmp_path / "data" / "x" / "note").read_text() == "mine"
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["x"]
+
+
+def test_what_others_put_there_survives_whatever_it_is(tmp_path: Path) -> None:
+    out = store.LocalStore(tmp_path)
+    there = tmp_path / "data" / "x"
+    (there / "notes" / "empty").mkdir(parents=True)
+    (there / "notes" / "deep.txt").write_text("deep")
+    (there / "dangling").symlink_to("nowhere")
+    (there / "link").symlink_to("notes")
+    os.mkfifo(there / "pipe")
+    (there / "old.fits").write_text("published before")
+    staging = out.staging("data/x", "run")
+    (staging / "new.fits").write_text("new")
+    out.publish(staging, "data/x", lambda: {"old.fits"})
+    assert {p.name for p in there.iterdir()} == {"notes", "dangling", "link", "pipe", "new.fits"}
+    assert (there / "notes" / "deep.txt").read_text() == "deep"
+    assert (there / "notes" / "empty").is_dir()
+    assert (there / "link").is_symlink() and (there / "dangling").is_symlink()
+
+
+@pytest.mark.parametrize("make", ["link", "file"])
+def test_a_place_that_is_no_plain_directory_is_refused(tmp_path: Path, make: str) -> None:
+    (tmp_path / "data").mkdir()
+    if make == "link":
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "data" / "x").symlink_to(tmp_path / "elsewhere")
+    else:
+        (tmp_path / "data" / "x").write_text("in the way")
+    with pytest.raises(OutputError, match="plain directory"):
+        store.LocalStore(tmp_path).prepare("data/x")
+
+
+def test_temporary_files_of_dead_writers_go(tmp_path: Path) -> None:
+    out = store.LocalStore(tmp_path)
+    folder = tmp_path / "messages" / "status"
+    folder.mkdir(parents=True)
+    for name, age in ((".x.json.1.tmp", 3600), (".x.json.2.tmp", 0), (".other.json.3.tmp", 3600)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age, time.time() - age))
+    out.prepare("data/cos/x")
+    assert sorted(p.name for p in folder.iterdir()) == [".other.json.3.tmp", ".x.json.2.tmp"]
