@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -144,3 +145,12 @@ def test_a_file_name_with_a_line_end_cannot_break_the_line() -> None:
     assert "\n" not in str(describe(os_error(errno.ENOSPC, "/out/a\nb"), "ldfd01vnq"))
     assert describe(os_error(errno.ENOSPC), "x").exit_code == 29
     assert describe(OSError(errno.ENOSPC, "no", b"/bytes"), "x").exit_code == 29
+
+
+def test_the_readme_has_the_table_of_exit_codes() -> None:
+    readme = (Path(__file__).parents[2] / "README.rst").read_text()
+    for code, (name, meaning) in EXIT_CODES.items():
+        row = rf'^    {code}, ``{name}``, "(.*)"$'
+        match = re.search(row, readme, re.MULTILINE)
+        assert match, code
+        assert match[1].replace("``", "") == meaning
