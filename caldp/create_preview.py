@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caldp.errors import PreviewError
+from caldp.fitsfile import damage_raises
 from caldp.programs import ProgramRun
 
 if TYPE_CHECKING:
@@ -516,11 +517,7 @@ def _opened(path: Path) -> Iterator[fits.HDUList]:
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyWarning
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # A header cut short is only a warning to astropy, which then hides the extension.
-        for damage in ("File may have been truncated", "Error validating header"):
-            warnings.filterwarnings("error", damage, AstropyWarning)
+    with damage_raises():
         # Our own handle, because astropy leaves its one open when it gives up.  Without memory mapping, pages
         # of a large file do not count as memory of this process.
         with path.open("rb") as file:
