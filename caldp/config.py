@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sysconfig
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,6 +217,8 @@ def _find_script(name: str, path: str) -> Path:
 
 def _source(script: Path, env: Mapping[str, str]) -> dict[str, str]:
     """Return the environment as it is after ``source script``."""
+    import tempfile  # here: it costs every caldp --help a few milliseconds
+
     bash = shutil.which("bash", path=env.get("PATH", os.defpath)) or shutil.which("bash", path=os.defpath)
     if bash is None:
         raise UsageError("bash is not installed, so no config script can be sourced", remedy="install bash")

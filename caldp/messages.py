@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -167,7 +166,7 @@ def advance(store: Store, status: Status) -> tuple[Status, bool]:
     written : bool
         False when the stored status was already as high or higher: nothing was changed.
     """
-    status = replace(status, at=status.at or now(), by=status.by or f"{socket.gethostname()}:{os.getpid()}")
+    status = replace(status, at=status.at or now(), by=status.by or f"{os.uname().nodename}:{os.getpid()}")
     while True:
         current, etag = _read(store, status.dataset)
         if current is not None and status.order <= current.order:

@@ -5,13 +5,13 @@ Run as ``caldp-process`` or ``python -m caldp.process``.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caldp import config, instruments, messages
 from caldp.config import DEFAULT_CONFIG, Config
@@ -20,8 +20,10 @@ from caldp.errors import CaldpError, ExistsError, Stop, UnsupportedError, descri
 from caldp.instruments import Instrument
 from caldp.messages import Status
 from caldp.reporter import Outcome, Reporter
-from caldp.run import Run
 from caldp.store import Store, open_store, parse_uri
+
+if TYPE_CHECKING:
+    from caldp.run import Run
 
 #: What to do about a dataset that is already processed.
 EXISTING = ("error", "skip", "overwrite")
@@ -283,6 +285,7 @@ def begun(job: Job, reporter: Reporter, interrupts: Interrupts, outcome: Outcome
 @contextmanager
 def opened(job: Job, reporter: Reporter, interrupts: Interrupts, mine: Status) -> Iterator[Run]:
     """Open the workspace and the log of a run."""
+    from caldp.run import Run
     from caldp.telemetry import Telemetry
     from caldp.workspace import open_workspace
 
@@ -318,7 +321,7 @@ def _tell_plan(run: Run, answer: dict[str, Any]) -> None:
 
 
 def _identity() -> str:
-    return uuid.uuid4().hex[:12]
+    return os.urandom(6).hex()
 
 
 def _leave(reporter: Reporter, what: str, write: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever write returns

@@ -8,7 +8,6 @@ products is published in one step: readers see the old one or the new one, never
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -17,7 +16,6 @@ import re
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,7 +205,7 @@ class LocalStore:
     def put(self, key: str, data: bytes, mode: PutMode) -> str:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
         try:
             with temporary.open("wb") as stream:
                 stream.write(data)
@@ -264,7 +262,7 @@ class LocalStore:
     def add(self, source: Path, key: str) -> None:
         target = self._path(key)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
         try:
             shutil.copyfile(source, temporary)
             temporary.replace(target)
@@ -331,6 +329,8 @@ def _same_file(descriptor: int, path: Path) -> bool:
 def _exchange(new: Path, target: Path) -> None:
     """Swap two folders of one file system; where the system can, in one step."""
     if sys.platform == "linux":
+        import ctypes  # here: it costs every caldp --help a few milliseconds
+
         libc = ctypes.CDLL(None, use_errno=True)
         at_fdcwd, rename_exchange = -100, 2
         if hasattr(libc, "renameat2"):
@@ -355,7 +355,7 @@ def _restore(target: Path) -> None:
     aside = target.with_name(f".{target.name}{_ASIDE}")
     if aside.exists():
         if target.exists():  # killed after the second: the new tree is there, the old one is staging again
-            aside.rename(target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial"))
+            aside.rename(target.with_name(f".{target.name}.{os.urandom(8).hex()}.partial"))
         else:
             aside.rename(target)
 
