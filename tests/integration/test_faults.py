@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from astropy.io import fits
 
+from caldp.publish import verified
+from caldp.store import LocalStore
 from tests.desk import Desk, assert_tidy, child_named
 
 ACQ = "ldfd01vlq"
@@ -356,3 +358,48 @@ def test_take_over_wins_and_the_old_owner_changes_nothing(desk: Desk, give: Give
     assert (status["attempt"], status["state"]) == (2, "processed")
     assert desk.states(ACQ) == ["datasets-processed"]
     assert_tidy(desk.home)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("published", [False, True], ids=["first time", "again"])
+def test_killed_at_changes_of_the_output(desk: Desk, give: Give, published: bool) -> None:
+    """SIGKILL before every third change below the output: never half a tree, and the next run ends right."""
+    give("ldfd01vlq*")
+    path = unzip(desk, "ldfd01vlq_rawacq.fits")
+    fits.setval(path, "EXPTYPE", value="ACQ/PEAKD")  # calcos is quick about it
+    baseline = desk.home / "baseline"
+    baseline.mkdir()
+    if published:
+        assert desk.process(ACQ).code == 0
+        desk.output.rename(baseline / "OUT")
+    tree, steps = None, int(published)
+    while True:
+        steps += 3
+        shutil.rmtree(desk.output, ignore_errors=True)
+        if published:
+            shutil.copytree(baseline / "OUT", desk.output)
+        killer = {
+            "PYTHONPATH": str(Path(__file__).parents[1] / "fakes" / "killer"),
+            "CALDP_TEST_KILL_AT": str(steps),
+            "CALDP_TEST_KILL_BELOW": str(desk.output),
+        }
+        process = desk.start(ACQ, "file:IN", "file:OUT", "--quiet", env=killer)
+        process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        there = verified(LocalStore(desk.output), f"data/cos/{ACQ}")
+        folder = desk.folder(ACQ)
+        assert there is not None or not (published or folder.exists()), f"half a tree after step {steps}"
+        state = desk.status(ACQ)["state"] if (desk.output / f"messages/status/{ACQ}.json").exists() else None
+        assert state in (None, "processing", "processed")
+        after = desk.process(ACQ, "--quiet")
+        assert after.code == 0, (steps, after.stderr)
+        assert desk.states(ACQ) == ["datasets-processed"] and desk.status(ACQ)["state"] == "processed"
+        assert tree in (None, desk.tree(ACQ))
+        tree = desk.tree(ACQ)
+        assert verified(LocalStore(desk.output), f"data/cos/{ACQ}") is not None
+        for temporary in desk.output.glob("messages/*/.*.tmp"):
+            temporary.unlink()  # a killed put's: it goes when it is ten minutes old
+        assert_tidy(desk.home)
+    assert steps > 30
