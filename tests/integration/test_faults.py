@@ -299,10 +299,10 @@ def test_killed_at_any_moment_then_taken_over(desk: Desk, give: Give) -> None:
     assert whole.code == 0
     tree, products = desk.tree(ACQ), desk.manifest(ACQ)["products"]
     killed = 0
-    for step in range(10):
+    for step in range(6):
         shutil.rmtree(desk.output)
         process = desk.start(ACQ, "file:IN", "file:OUT")
-        time.sleep(seconds * (0.1 + step * 0.1))
+        time.sleep(seconds * (0.15 + step * 0.15))
         process.kill()
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
@@ -318,7 +318,7 @@ def test_killed_at_any_moment_then_taken_over(desk: Desk, give: Give) -> None:
         assert desk.tree(ACQ) == tree
         assert [p["name"] for p in desk.manifest(ACQ)["products"]] == [p["name"] for p in products]
         assert_tidy(desk.home)
-    assert killed >= 7
+    assert killed >= 4
 
 
 # --- two at once ------------------------------------------------------------------------------------------------
