@@ -24,8 +24,10 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml setup.py $(wildcard scripts/*) | $(BIN)/python
-	$(PIP) --editable .
+SOURCES := $(shell find caldp scripts -type f -not -name '*.pyc') pyproject.toml setup.py
+
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	$(PIP) .
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml setup.py $(wildcard scripts/*) | $(BIN)/python
@@ -41,6 +43,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/caldp compare $(DEMO)/outputs/data/cos/lsim01sxq/lsim01sxq_x1d.fits $(DEMO)/truth/lsim01sxq_spectrum.ecsv
 	@echo
 	@echo "Look at $(DEMO)/outputs/data/cos/lsim01sxq/report.html"
+	@echo "For data of your own: . $(BIN)/activate, then caldp-process --help"
 
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow" -n $(JOBS) --cov=caldp --cov-report=term --cov-fail-under=80

@@ -174,14 +174,14 @@ def _judge(run: Run, inputs: Inputs, done: ProgramRun) -> None:
             )
         if done.returncode in recipe.tolerated and not expected(run, inputs):
             return
-        raise Stage1Error(f"{what}: {done.outcome}{_last_words(done)}", remedy="see logs/process.txt")
+        raise Stage1Error(f"{what}: {done.outcome}{_last_words(done)}", remedy=run.see_log)
     if expected(run, inputs):
         for pattern, meaning in recipe.warnings_of_failure:
             for line in said.splitlines():
                 if re.search(pattern, line) and not any(name in line for name in inputs.empty):
                     raise Stage1Error(
                         f"{what} ended with exit status 0, but {meaning}: {line.strip()!r}",
-                        remedy="see logs/process.txt",
+                        remedy=run.see_log,
                     )
 
 
@@ -210,7 +210,7 @@ def _verify(run: Run, inputs: Inputs) -> Products:
         raise Stage1Error(
             f"{run.dataset}: {run.recipe.program[0]} did not write {', '.join(missing[:4])}"
             f"{' and others' if len(missing) > 4 else ''} ({len(missing)} of {len(wanted)} products are missing)",
-            remedy="see logs/process.txt",
+            remedy=run.see_log,
         )
     roots = (inputs.dataset, inputs.product, *inputs.members)
     written = sorted(p for p in folder.iterdir() if p.is_file() and p.name[:9] in roots)
@@ -219,7 +219,7 @@ def _verify(run: Run, inputs: Inputs) -> Products:
         if reason:
             raise Stage1Error(
                 f"{run.dataset}: {path.name} is not whole FITS ({reason})",
-                remedy="see logs/process.txt; run it again",
+                remedy=f"{run.see_log}; run it again",
             )
     _settle_inputs(inputs, folder)
     delivered = sorted(p for p in folder.iterdir() if p.is_file() and p.name[:9] in roots)

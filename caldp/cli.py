@@ -10,7 +10,7 @@ import click
 
 import caldp
 from caldp.config import DEFAULT_CONFIG
-from caldp.errors import EXIT_CODES, CaldpError
+from caldp.errors import EXIT_CODES
 from caldp.process import EXISTING, Interrupts, Request, plan, process
 from caldp.reporter import open_reporter
 
@@ -123,7 +123,7 @@ def compare_command(x1d: Path, truth: Path) -> None:
     try:
         comparison = compare(x1d, truth)
     except (ValueError, OSError, KeyError, IndexError, TypeError) as error:
-        _fail("compare", error)
+        _fail("compare", ValueError(f"{x1d} and {truth} are not a COS x1d and the truth of a simulation ({error})"))
     click.echo(str(comparison))
     sys.exit(0 if comparison.recovered else 1)
 
@@ -135,10 +135,7 @@ def doctor_command(config: str, as_json: bool) -> None:
     """Say which programs, packages, CRDS settings and disk space are there, and what to do about what is not."""
     from caldp import doctor
 
-    try:
-        findings = doctor.examine(config)
-    except CaldpError as error:
-        _fail("doctor", error)
+    findings = doctor.examine(config)
     click.echo(doctor.as_json(findings) if as_json else doctor.as_text(findings))
     sys.exit(0 if all(f.ok for f in findings if f.needed) else 1)
 

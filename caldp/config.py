@@ -88,6 +88,7 @@ class Config:
         """Return what the manifest records of the settings: no environment, no secrets."""
         return {
             "name": self.name,
+            "script": str(self.script),
             "script_sha256": self.script_sha256,
             "crds_path": str(self.crds_path),
             "crds_server_url": self.crds_server_url,
@@ -169,7 +170,7 @@ def load(
     crds_path = env.get("CRDS_PATH")
     if not crds_path:
         raise UsageError(
-            f"{name} sets no CRDS_PATH",
+            f"{name} does not export CRDS_PATH",
             remedy="export CRDS_PATH=<CRDS cache>, or use caldp-config-onsite or -offsite",
         )
     clean = {k: v for k, v in env.items() if not _SECRET.search(k) and not k.startswith("BASH_FUNC_")}
@@ -237,7 +238,7 @@ def _source(script: Path, env: Mapping[str, str]) -> dict[str, str]:
                 last = last.replace(secret, "***")
             raise UsageError(
                 f"sourcing {script} failed ({done.outcome}){last}",
-                remedy="it must not exit, and its last command must succeed",
+                remedy="see what it says; a config must not exit, and its last command must succeed",
             )
     pairs = (item.partition("=") for item in listing.split("\0") if item)
     return {key: value for key, _, value in pairs if key not in ("_", "SHLVL")}

@@ -6,11 +6,13 @@ import importlib.metadata
 import json
 import platform
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from caldp import config, programs, references
 from caldp.config import Config
+from caldp.errors import UsageError
 
 #: Packages that every run needs.
 PACKAGES = ("calcos", "crds", "astropy", "spec-plots", "pillow", "rich", "jinja2")
@@ -61,13 +63,11 @@ def examine(name: str = config.DEFAULT_CONFIG) -> list[Finding]:
     Returns
     -------
     list of Finding
-
-    Raises
-    ------
-    UsageError
-        If there is no such config.
     """
-    settings = config.load(name)
+    try:
+        settings = config.load(name)
+    except UsageError as error:
+        return [Finding("config", False, error.message, error.remedy), *(_package(p) for p in PACKAGES)]
     return [
         Finding("python", True, platform.python_version()),
         *(_package(p) for p in PACKAGES),
@@ -141,8 +141,15 @@ def _crds(settings: Config) -> list[Finding]:
 
 
 def _space(what: str, path: Path) -> Finding:
+    wanted = path
     while not path.exists():
         path = path.parent
+    try:
+        with tempfile.TemporaryFile(dir=path):  # permissions say less: root, read-only mounts, /proc
+            pass
+    except OSError as error:
+        reason = f"{wanted} cannot be written ({error.strerror})"
+        return Finding(f"space, {what}", False, reason, "export CALDP_HOME=<a directory of your own>")
     free = shutil.disk_usage(path).free
     return Finding(
         f"space, {what}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ def damage_raises() -> Iterator[None]:
         yield
 
 
-def damage(path: Path) -> str:
+def damage(path: Path, *, count: bool = False) -> str:
     """Say what is wrong with a FITS file.
 
     Every header is read, and the data that the headers promise must lie within the file; the data are not read.
@@ -37,6 +38,8 @@ def damage(path: Path) -> str:
     ----------
     path : Path
         The file; a gzip stream under a ``.fits`` name is FITS too.
+    count : bool
+        There must be as many extensions as the primary header says (NEXTEND): a file may be cut between two.
 
     Returns
     -------
@@ -52,14 +55,25 @@ def damage(path: Path) -> str:
             compressed = stream.read(2) == b"\x1f\x8b"
             stream.seek(0)
             with fits.open(stream, memmap=not compressed) as hdus:
-                spans = [hdu.fileinfo() for hdu in hdus]
-        for info in spans:
-            end = info["datLoc"] + info["datSpan"]
-            if not compressed and end > path.stat().st_size:
-                return f"truncated: {path.stat().st_size} bytes of {end}"
+                end = max(info["datLoc"] + info["datSpan"] for info in (hdu.fileinfo() for hdu in hdus))
+                promised = int(hdus[0].header.get("NEXTEND", 0)) if count else 0
+                if len(hdus) - 1 < promised:
+                    return f"truncated: {len(hdus) - 1} of {promised} extensions"
+        size = _expanded(path) if compressed else path.stat().st_size
+        if end > size:
+            return f"truncated: {size} bytes of {end}"
     except (*_DAMAGE, AstropyWarning, fits.VerifyError) as error:
         return " ".join(str(error).split())[:160] or type(error).__name__
     return ""
+
+
+def _expanded(path: Path) -> int:
+    """Return the size of what a gzip stream holds, read to its end."""
+    size = 0
+    with gzip.open(path) as stream:
+        while chunk := stream.read(1 << 20):
+            size += len(chunk)
+    return size
 
 
 def update_header(path: Path, cards: Mapping[str, tuple[Any, str]]) -> None:

@@ -173,7 +173,7 @@ def _collect(run: Run, directory: Path) -> Inputs:
     if missing:
         raise InputError(
             f"{dataset}: no raw data for {', '.join(missing)} in {directory}",
-            remedy=f"add {missing[0]}_{recipe.raw[0]}.fits or another raw file of it",
+            remedy=f"add a raw file of each: one of {', '.join(f'_{s}.fits' for s in recipe.raw)}",
         )
     roots = dict.fromkeys((dataset.name, *members))
     support = [f for root in roots for f in take(root, recipe.support)]
@@ -295,7 +295,7 @@ def _unreadable(run: Run, file: InputFile, what: str) -> Iterator[None]:
 
 def _check_fits(run: Run, path: Path) -> None:
     """Raise InputError unless the file is whole FITS."""
-    if reason := damage(path):
+    if reason := damage(path, count=True):
         raise InputError(f"{run.dataset}: {path.name} is not whole FITS ({reason})", remedy="fetch it again")
 
 

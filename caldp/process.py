@@ -33,6 +33,7 @@ class Interrupts:
     """Turn SIGTERM, SIGINT and SIGHUP into an exception, where the run can be stopped."""
 
     def __init__(self) -> None:
+        self._installed: list[int] = []
         self._armed = True
         self._held = False
         self._pending = 0
@@ -42,11 +43,14 @@ class Interrupts:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 signal.signal(signum, self._interrupt)
+                self._installed.append(signum)
         return self
 
     def shield(self) -> None:
-        """Let no further signal stop the run."""
+        """Let no further signal stop the run, nor the interpreter while it ends."""
         self._armed = False
+        while self._installed:
+            signal.signal(self._installed.pop(), signal.SIG_IGN)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -217,16 +221,19 @@ def already_processed(job: Job, outcome: Outcome) -> bool:
 
     last = messages.read(job.store, job.dataset.name)
     manifest = publish.verified(job.store, job.dataset.prefix)
-    if manifest is None or (last is not None and last.order > manifest.status().order and not last.done):
-        return False  # nothing published, or a later attempt failed or was killed: calibrate
-    messages.advance(job.store, manifest.status())
+    if manifest is None:
+        return False
     if job.request.existing == "error":
         raise ExistsError(
             f"{job.dataset}: already processed by attempt {manifest.attempt}",
             remedy="use --existing overwrite to calibrate it again, or --existing skip",
         )
+    if last is not None and last.order > manifest.status().order and not last.done:
+        return False  # a later attempt failed or was killed: try again
+    messages.advance(job.store, manifest.status())
     outcome.conclude(manifest.record, job.store.url(job.dataset.prefix))
-    outcome.state, outcome.reason = "skipped", "already processed, and every file verified"
+    outcome.state = "skipped"
+    outcome.reason = f"already processed with {outcome.context}, and every file verified"
     return True
 
 

@@ -23,7 +23,7 @@ from caldp.inputs import Inputs
 from caldp.messages import Status
 from caldp.references import References
 from caldp.run import Run
-from caldp.store import Store
+from caldp.store import Store, absolute_uri
 from caldp.telemetry import LOG_FILES
 
 MANIFEST = "manifest.json"
@@ -202,8 +202,8 @@ def _record(
         "context": references.context,
         "versions": {**_versions(), "crds": references.crds_version, **products.versions},
         "config": run.config.to_json(),
-        "input": source,
-        "output": store.url(),
+        "input": absolute_uri(source),
+        "output": store.uri,
         "inputs": [f.to_json() for f in inputs.files],
         "products": [],
         "previews": [],

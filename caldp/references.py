@@ -204,13 +204,13 @@ def _bestrefs(run: Run, inputs: Inputs, server: dict[str, Any]) -> None:
     if others or not errors:
         raise ReferencesError(
             f"{run.dataset}: CRDS could not choose best references: {_why(others, done)}",
-            remedy="see logs/process.txt",
+            remedy=run.see_log if serverless(config) else f"is {config.crds_server_url} reachable? {run.see_log}",
         )
 
 
 def _why(errors: list[str], done: ProgramRun) -> str:
     line = errors[0] if errors else (done.tail[-1] if done.tail else done.outcome)
-    return re.sub(r"^CRDS - (ERROR|FATAL) -\s*", "", line)[:300]
+    return re.sub(r"^CRDS - (ERROR|FATAL) -\s*", "", line)[:300].rstrip(" .")
 
 
 @contextmanager
@@ -241,14 +241,14 @@ def _chosen(run: Run, inputs: Inputs) -> tuple[set[tuple[str, str]], str, str]:
     if len(seen) != 1 or not all(next(iter(seen))):
         raise ReferencesError(
             f"{run.dataset}: CRDS did not record one context in every raw header ({sorted(seen)})",
-            remedy="see logs/process.txt",
+            remedy=run.see_log,
         )
     context, version = seen.pop()
     asked = run.config.crds_context
     if asked.endswith(".pmap") and context != asked:
         raise ReferencesError(
             f"{run.dataset}: CRDS left the headers with context {context} instead of {asked}",
-            remedy="see logs/process.txt",
+            remedy=run.see_log,
         )
     return chosen, context, version.split(",")[0]
 
@@ -279,7 +279,7 @@ def _override(run: Run, inputs: Inputs) -> dict[str, Path]:
 def _verify(run: Run, kind: str, name: str, server: dict[str, Any]) -> Reference:
     """Find a chosen reference file and make sure that it is the one CRDS means."""
     if "/" in name or name in ("", ".", ".."):
-        raise ReferencesError(f"{run.dataset}: {kind} names {name!r}", remedy="see logs/process.txt")
+        raise ReferencesError(f"{run.dataset}: {kind} names {name!r}", remedy=run.see_log)
     places = _places(run)
     path = next((p / name for p in places if (p / name).is_file()), None)
     if path is None:

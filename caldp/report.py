@@ -360,14 +360,16 @@ def _command(manifest: Mapping[str, Any], config: Mapping[str, Any], references:
     """Return the command that calibrates the dataset again in the same way."""
     argv = ["caldp-process", _text(manifest.get("dataset")) or "DATASET"]
     argv += [_text(manifest.get("input")) or "file:.", _text(manifest.get("output")) or "file:."]
-    argv += [_text(config.get("name"))] if config.get("name") else []
+    name = _text(config.get("name"))
+    argv += [_text(config.get("script") or name) if "/" in name else name] if name else []
     argv += ["--context", _text(manifest.get("context"))] if manifest.get("context") else []
     for row in references:
         if row.get("override"):
             kind = _text(row.get("type"))
             path = _mapping(config.get("overrides")).get(kind) or row["name"]
             argv += ["--override", f"{kind}={_text(path)}"]
-    return shlex.join(argv)
+    cache = _text(config.get("crds_path"))
+    return (f"CRDS_PATH={shlex.quote(cache)} " if cache else "") + shlex.join(argv)
 
 
 def _log(logs: Path) -> dict[str, Any]:

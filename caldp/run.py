@@ -50,3 +50,8 @@ class Run:
     started: str
     shield: Callable[[], None] = lambda: None
     keep_scratch: bool = False
+
+    @property
+    def see_log(self) -> str:
+        """Where to read more about a failure."""
+        return f"see {self.dataset.prefix}/logs/process.txt in the output"

@@ -66,6 +66,10 @@ class Blob:
 class Store(Protocol):
     """What an output place must be able to do."""
 
+    @property
+    def uri(self) -> str:
+        """What a command line would call it, from any working directory."""
+
     def url(self, key: str = "") -> str:
         """Return what a person would open to find ``key``."""
 
@@ -144,6 +148,12 @@ def parse_uri(text: str) -> tuple[str, str]:
     return scheme, rest
 
 
+def absolute_uri(uri: str) -> str:
+    """Return a URI that means the same in any working directory."""
+    scheme, rest = parse_uri(uri)
+    return f"file:{Path(rest).expanduser().absolute()}" if scheme == "file" else uri
+
+
 def open_store(uri: str) -> Store:
     """Open an output place.
 
@@ -185,6 +195,10 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
+
+    @property
+    def uri(self) -> str:
+        return f"file:{self.root}"
 
     def _path(self, key: str) -> Path:
         return self.root / safe_key(key)
@@ -237,6 +251,8 @@ class LocalStore:
 
     @contextmanager
     def own(self, name: str, *, take_over: bool = False) -> Iterator[None]:
+        if self.root.exists() and not self.root.is_dir():
+            raise OutputError(f"{name}: the output {self.root} is not a directory", remedy="give file:<directory>")
         with self._locked(f"{name}.owner", wait=False, steal=take_over):
             yield
 
@@ -296,8 +312,8 @@ class LocalStore:
             except BlockingIOError as error:
                 os.close(descriptor)
                 raise BusyError(
-                    f"{name.partition('.')[0]} is being processed by another run into {self.root}",
-                    remedy="wait for it to end; nothing was changed",
+                    f"{name.partition('.')[0]}: another run is processing it into {self.root}; nothing was changed",
+                    remedy="wait for it to end, or give --take-over if it is stuck",
                 ) from error
             except OSError as error:
                 os.close(descriptor)

@@ -141,12 +141,18 @@ class Telemetry:
         wall, cpu = time.monotonic(), _cpu()
         try:
             yield stage
-        finally:
-            stage.wall = time.monotonic() - wall
-            stage.cpu = _cpu() - cpu
-            stage.peak_memory = max([programs.own_peak_memory(), *(p.peak_memory for p in stage.programs)])
-            self._stage = "run"
-            self.reporter.stage_done(name, stage.wall)
+        except BaseException:
+            self._measure(stage, wall, cpu)
+            self.reporter.message("INFO", f"{name}: stopped after {stage.wall:.1f} s")
+            raise
+        self._measure(stage, wall, cpu)
+        self.reporter.stage_done(name, stage.wall)
+
+    def _measure(self, stage: Stage, wall: float, cpu: float) -> None:
+        stage.wall = time.monotonic() - wall
+        stage.cpu = _cpu() - cpu
+        stage.peak_memory = max([programs.own_peak_memory(), *(p.peak_memory for p in stage.programs)])
+        self._stage = "run"
 
     def run_program(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> ProgramRun:
         """Run a program, its output going to the log and the reporter.

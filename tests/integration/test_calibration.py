@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -140,6 +141,15 @@ def test_association_report_is_self_contained(association: Desk) -> None:
     assert all(s.startswith(("data:", "#")) for s in sources)
     for word in (CONTEXT, "ldfd01010_x1dsum.fits", "24914347l_lamp.fits", "<svg"):
         assert word in page
+
+
+def test_the_command_in_the_report_can_be_typed(association: Desk) -> None:
+    page = html.unescape((association.folder(ASSOCIATION) / "report.html").read_text())
+    command = re.search(r"CRDS_PATH=\S+ caldp-process [^<\n]*", page)
+    assert command
+    typed = f"cd / && {command[0]} --dry-run --quiet"
+    done = subprocess.run(["bash", "-c", typed], env={**association.env, "CALDP_HOME": str(association.home)})
+    assert done.returncode == 0
 
 
 def test_nothing_secret_is_written(association: Desk) -> None:
@@ -294,6 +304,8 @@ def test_a_failed_rerun_keeps_the_products_and_says_error(desk: Desk, give: Give
     assert desk.status(ACQ)["state"] == "error" and desk.status(ACQ)["attempt"] == 2
     assert desk.states(ACQ) == ["dataset-error"]
     assert desk.manifest(ACQ) == first
+    assert desk.process(ACQ, "--existing", "error").code == 36
+    assert desk.manifest(ACQ) == first and desk.status(ACQ)["attempt"] == 2
     assert desk.process(ACQ, "--existing", "skip").code == 0
     assert desk.status(ACQ)["attempt"] == 3 and desk.states(ACQ) == ["datasets-processed"]
 

@@ -157,8 +157,15 @@ def test_doctor_without_a_cache(runner: CliRunner, monkeypatch: pytest.MonkeyPat
 
 def test_doctor_with_an_unknown_config(runner: CliRunner) -> None:
     done = runner.invoke(cli.main, ["doctor", "no-such-config"])
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
+    assert done.exit_code == 1
+    assert done.stdout.startswith("FAIL config") and "no-such-config" in done.stdout
+
+
+def test_doctor_notices_a_scratch_that_cannot_be_written(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALDP_HOME", "/proc/nowhere")
+    done = runner.invoke(cli.main, ["doctor"])
+    assert done.exit_code == 1
+    assert "FAIL space, scratch" in done.stdout
 
 
 def test_doctor_misses_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,3 +83,23 @@ def test_it_closes_what_it_opens(image: Path) -> None:
     for _ in range(3):
         damage(image)  # an open file would be a ResourceWarning, which is an error here
     image.unlink()
+
+
+def test_cut_between_two_extensions(tmp_path: Path) -> None:
+    path = tmp_path / "x.fits"
+    hdus = fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(np.zeros(4)), fits.ImageHDU(np.zeros(4))])
+    hdus[0].header["NEXTEND"] = 2
+    hdus[:2].writeto(path)
+    assert damage(path) == ""
+    assert "1 of 2 extensions" in damage(path, count=True)
+
+
+@pytest.mark.parametrize("part", [0.3, 0.9, 0.999])
+def test_cut_gzip_stream_under_a_fits_name(tmp_path: Path, part: float) -> None:
+    path = tmp_path / "x.fits"
+    fits.PrimaryHDU(np.random.default_rng(1).normal(size=(200, 200))).writeto(path)
+    packed = gzip.compress(path.read_bytes())
+    path.write_bytes(packed)
+    assert damage(path) == ""
+    path.write_bytes(packed[: int(len(packed) * part)])
+    assert damage(path) != ""

@@ -324,7 +324,7 @@ def test_a_tarball_with_the_same_file_twice(run: Run, folder: Path) -> None:
 
 def test_a_missing_member(asn_run: Run, association: Path) -> None:
     (association / "ldfd01vpq_rawtag_a.fits").unlink()
-    refused(asn_run, association, "no raw data for ldfd01vpq", "ldfd01vpq_rawtag")
+    refused(asn_run, association, "no raw data for ldfd01vpq", "_rawtag_a.fits")
 
 
 def test_a_member_that_was_not_taken(asn_run: Run, folder: Path) -> None:

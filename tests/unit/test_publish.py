@@ -94,7 +94,11 @@ def test_the_tree_of_the_readme(store: LocalStore, begun: Callable[..., Run], de
     record = json.loads((store.root / PREFIX / "manifest.json").read_text())
     assert record == manifest.record
     assert (record["attempt"], record["state"], record["reason"]) == (1, "processed", "nothing to do")
-    assert (record["context"], record["input"], record["output"]) == ("hst_0001.pmap", "file:raw", str(store.root))
+    assert (record["context"], record["input"], record["output"]) == (
+        "hst_0001.pmap",
+        f"file:{Path.cwd()}/raw",
+        store.uri,
+    )
     assert record["versions"]["calcos"] == "3.6.2"
     assert record["references"][0]["name"] == "x.fits"
     assert [f["name"] for f in manifest.files()] == ["ldfd01vnq_rawtag_a.fits", "previews/ldfd01vnq_x1d.png"]

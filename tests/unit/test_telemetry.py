@@ -198,7 +198,9 @@ def test_a_stage_that_fails_is_measured_too(telemetry: Telemetry) -> None:
         raise ZeroDivisionError
     assert telemetry.stages[0].wall > 0
     assert telemetry.stages[0].peak_memory > 0
-    assert events(telemetry) == [("stage", "fetch"), ("stage_done", "fetch")]
+    first, second = events(telemetry)
+    assert first == ("stage", "fetch")
+    assert second[:2] == ("message", "INFO") and second[2].startswith("fetch: stopped after")
 
 
 def test_two_runs_at_once_keep_their_logs_apart(tmp_path: Path) -> None:
