@@ -205,6 +205,22 @@ def association_result(association: Desk) -> Result:
     return Result(code, stdout, stderr)
 
 
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return a function that prints a measured figure at the end of the run, from whichever worker."""
+    return lambda text: request.node.user_properties.append(("figure", text))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the figures that tests told."""
+    reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome) if r.when == "call"]
+    figures = [text for report in reports for name, text in report.user_properties if name == "figure"]
+    if figures:
+        terminalreporter.section("figures")
+        for text in figures:
+            terminalreporter.line(text)
+
+
 def child_named(process: subprocess.Popen[str], name: str, timeout: float = 60) -> psutil.Process:
     """Wait for a descendant whose command line holds ``name``."""
     parent = psutil.Process(process.pid)

@@ -413,8 +413,8 @@ def test_secrets_reach_no_file(desk: Desk, give: Give) -> None:
 # --- the demo ---------------------------------------------------------------------------------------------------
 
 
-def simulate_process_compare(desk: Desk, exposures: int, dataset: str, product: str) -> None:
-    """Do what `make demo` does."""
+def simulate_process_compare(desk: Desk, exposures: int, dataset: str, product: str) -> str:
+    """Do what `make demo` does, and return what it says of the comparison."""
 
     def caldp(*args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([SCRIPTS / "caldp", *args], cwd=desk.home, env=desk.env, capture_output=True, text=True)
@@ -426,10 +426,12 @@ def simulate_process_compare(desk: Desk, exposures: int, dataset: str, product: 
     truth = f"demo/truth/{dataset}_spectrum.ecsv"
     done = caldp("compare", str(desk.folder(dataset) / product), truth)
     assert done.returncode == 0 and "injected spectrum recovered" in done.stdout, done.stdout
+    return done.stdout
 
 
-def test_demo_recovers_the_injected_spectrum(desk: Desk) -> None:
-    simulate_process_compare(desk, 1, "lsim01sxq", "lsim01sxq_x1d.fits")
+def test_demo_recovers_the_injected_spectrum(desk: Desk, tell: Callable[[str], None]) -> None:
+    said = simulate_process_compare(desk, 1, "lsim01sxq", "lsim01sxq_x1d.fits")
+    tell(" ".join(["lsim01sxq_x1d against what was injected:", *said.splitlines()[-2].split()]))
     wrong = desk.home / "demo" / "wrong.ecsv"
     text = (desk.home / "demo/truth/lsim01sxq_spectrum.ecsv").read_text()
     wrong.write_text(re.sub(r"(?m)^(\d+\.?\d*) ", lambda m: f"{float(m[1]) + 3} ", text))
