@@ -38,6 +38,9 @@ _PR_SET_PDEATHSIG = 1
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes in a unit of ``ru_maxrss``."""
 
+_BLOCK = 512
+"""Bytes in a block of ``ru_inblock`` and ``ru_oublock``."""
+
 
 class StartError(Exception):
     """A program could not be started at all."""
@@ -57,6 +60,8 @@ class ProgramRun:
         Seconds.
     peak_memory : int
         Largest resident set of the program, in bytes; 0 if it was too short-lived and too small to tell.
+    bytes_in, bytes_out : int
+        What it moved from and to file systems, as the kernel counts: not what was in memory already.
     tail : tuple of str
         The last lines it printed.
     oom_kills : int
@@ -68,6 +73,8 @@ class ProgramRun:
     wall: float
     cpu: float
     peak_memory: int
+    bytes_in: int = 0
+    bytes_out: int = 0
     tail: tuple[str, ...] = ()
     oom_kills: int = 0
 
@@ -103,6 +110,8 @@ class ProgramRun:
             "wall_s": round(self.wall, 3),
             "cpu_s": round(self.cpu, 3),
             "peak_memory_bytes": self.peak_memory,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
         }
 
     def __str__(self) -> str:
@@ -216,6 +225,8 @@ def run(
         wall=time.monotonic() - started,
         cpu=usage.ru_utime + usage.ru_stime,
         peak_memory=peak,
+        bytes_in=usage.ru_inblock * _BLOCK,
+        bytes_out=usage.ru_oublock * _BLOCK,
         tail=tuple(tail),
         oom_kills=_oom_kills() - kills,
     )

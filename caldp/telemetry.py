@@ -238,7 +238,9 @@ def _as_text(stage: Stage) -> str:
     lines = _costs(f"Stage: {stage.name}", stage.wall, stage.cpu, stage.peak_memory, moved)
     for program in stage.programs:
         title = f"Program: {' '.join(program.argv)}"
-        lines += _costs(title, program.wall, program.cpu, program.peak_memory, [f"\tOutcome: {program.outcome}"])
+        moved = [f"\tBytes read: {program.bytes_in}", f"\tBytes written: {program.bytes_out}"]
+        more = [*moved, f"\tOutcome: {program.outcome}"]
+        lines += _costs(title, program.wall, program.cpu, program.peak_memory, more)
     return "\n".join(lines) + "\n"
 
 

@@ -120,6 +120,8 @@ def test_association_metrics(association: Desk) -> None:
     assert calcos["program"] == "calcos" and calcos["exit_status"] == 0
     assert 8e8 < calcos["peak_memory_bytes"] < 2e9
     assert calcos["cpu_s"] > 10
+    assert calcos["bytes_out"] > 1e9 or calcos["bytes_out"] == 0  # file systems in memory are not counted
+    assert calcos["bytes_in"] >= 0
     # Peak memory of the run is the program's own: CALDP itself stays far below it.
     assert metrics["total"]["peak_memory_bytes"] == calcos["peak_memory_bytes"]
     assert stages["fetch"]["peak_memory_bytes"] < 3e8
