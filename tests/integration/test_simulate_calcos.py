@@ -15,11 +15,9 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+from caldp import programs
 from caldp.simulate import Simulation, compare, simulate
 from caldp.simulate.rules import NOT_APPLICABLE, RULES
-
-pytest.importorskip("crds")
-pytest.importorskip("calcos")
 
 TIMEOUT = 600
 
@@ -55,10 +53,8 @@ def _run(command: list[str], work: Path, environment: dict[str, str]) -> str:
 
 
 def _calcos_program() -> str:
-    beside = Path(sys.executable).with_name("calcos")
-    found = str(beside) if beside.exists() else shutil.which("calcos")
-    if found is None:
-        pytest.skip("no calcos program")
+    found = programs.find("calcos", os.environ.get("PATH", ""))
+    assert found is not None, "calcos is a dependency: install this package"
     return found
 
 
