@@ -23,6 +23,17 @@ _SECRET = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|_PASS$|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_KEY|_AUTH$", re.IGNORECASE
 )
 
+#: Variable in the names of reference files -> folder of a CRDS cache that is divided by instrument.
+_REFERENCES = {
+    "iref": "wfc3",
+    "jref": "acs",
+    "lref": "cos",
+    "nref": "nicmos",
+    "oref": "stis",
+    "uref": "wfpc2",
+    "uref_linux": "wfpc2",
+}
+
 #: ``https://user:password@host``: the part that must not be recorded.
 _USERINFO = re.compile(r"(?<=//)[^/@]*@")
 
@@ -63,6 +74,8 @@ class Config:
         Preview programs run at a time.
     environment : mapping
         Environment of the programs we start; secrets left out.
+    mast_token : str
+        Token for data that MAST does not show to everybody (``MAST_API_TOKEN``), or empty.
     secrets : tuple of str
         Values that logs must not show.
     """
@@ -82,6 +95,7 @@ class Config:
     aws_system_version: str
     preview_jobs: int
     environment: Mapping[str, str] = field(repr=False, compare=False)
+    mast_token: str = field(repr=False, compare=False)
     secrets: tuple[str, ...] = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +146,24 @@ class Config:
         dict
         """
         return {**self.environment, **extra}
+
+    def reference_folders(self) -> dict[str, str]:
+        """Return the folder of each instrument's reference files, by the variable that programs know it by.
+
+        Returns
+        -------
+        dict
+            ``iref``, ``jref`` and so on.  What the caller exported is kept; else the folder is that of the CRDS cache,
+            whose layout is in its ``config/hst/ref_cache_subdir_mode``, or is flat if it is read-only.  Programs need
+            the slash at the end.
+        """
+        top = self.crds_path / "references" / "hst"
+        try:
+            mode = (self.crds_path / "config" / "hst" / "ref_cache_subdir_mode").read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            mode = "flat" if self.crds_readonly else "instrument"
+        folders = {name: f"{top}/" if mode == "flat" else f"{top / folder}/" for name, folder in _REFERENCES.items()}
+        return {name: f"{self.environment.get(name, folder).rstrip('/')}/" for name, folder in folders.items()}
 
 
 def load(
@@ -197,6 +229,7 @@ def load(
         aws_system_version=env.get("AWSYSVER", "UNDEFINED"),
         preview_jobs=_count(env, "CALDP_PREVIEW_JOBS", 2),
         environment={**clean, **crds, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"},
+        mast_token=env.get("MAST_API_TOKEN", ""),
         secrets=_secrets(env),
     )
 

@@ -89,6 +89,14 @@ class Dataset:
         raise UsageError(f"{text[:80]!r} is not an HST dataset name", remedy=_GRAMMAR)
 
     @property
+    def root(self) -> str:
+        """What the names of its files begin with: ``j8ph01`` for ``acs_8ph_01``, else the name."""
+        if self.kind != "svm":
+            return self.name
+        letter = next(letter for letter, name in INSTRUMENT_LETTERS.items() if name == self.instrument)
+        return letter + self.name.split("_", 1)[1].replace("_", "")
+
+    @property
     def prefix(self) -> str:
         """Key of the dataset's products below the output: ``data/<instrument>/<dataset>``."""
         return f"data/{self.instrument}/{self.name}"

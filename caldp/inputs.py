@@ -9,26 +9,32 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import lzma
 import re
-import shutil
-import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from caldp.dataset import Dataset
+from caldp import tarball
 from caldp.errors import InputError
+from caldp.expectations import Material, Member, Raw
 from caldp.fitsfile import damage, damage_raises
 from caldp.run import Run
+from caldp.settings_file import read as settings_in
 from caldp.store import parse_uri
 
 _CHUNK = 1 << 20
 _NAME = re.compile(r"([a-z0-9]{9})_([a-z0-9_]+)\.fits(\.gz)?")
 _MEMBER = re.compile(r"[a-z0-9]{9}")
+_TARBALLS = (".tar.gz", ".tgz", ".tar")
+
+#: A calibrated exposure as poller files name it: of a visit, or of its mosaics.
+_EXPOSURE = re.compile(r"(hst_[a-z0-9_.+-]+|[a-z0-9]{9})_fl[ct]\.fits")
+
+#: Text files among inputs.
+_TEXT = re.compile(r"[a-z0-9_-]+_(input\.out|cal_env\.txt)")
 
 
 @dataclass(frozen=True)
@@ -74,42 +80,67 @@ class Inputs:
         Its name.
     directory : Path
         Where the copies are.
-    association : InputFile or None
-        The association table, when the dataset is one.
-    members : tuple of str
-        Root names of the exposures.
-    product : str
-        Root name of the association's product, or empty when it has none.
     raw : tuple of InputFile
-        Raw science data.
+        Raw science data; for mosaics the calibrated exposures they are made of.
     support : tuple of InputFile
         What goes with them.
+    association : InputFile or None
+        The association table, when the dataset is one.
+    members : tuple of Member
+        Its rows that are present: exposures and products.
+    poller : InputFile or None
+        The list of exposures of a mosaic.
+    settings_file : InputFile or None
+        ``<dataset>_cal_env.txt``.
+    settings : mapping
+        Its settings for the programs.
     empty : tuple of str
         Raw files without any event, of exposures whose other segment has some.
     """
 
     dataset: str
     directory: Path
-    association: InputFile | None
-    members: tuple[str, ...]
-    product: str
     raw: tuple[InputFile, ...]
-    support: tuple[InputFile, ...]
+    support: tuple[InputFile, ...] = ()
+    association: InputFile | None = None
+    members: tuple[Member, ...] = ()
+    poller: InputFile | None = None
+    settings_file: InputFile | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
     empty: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
-        """``association`` or ``exposure``."""
+        """``association``, ``exposure`` or ``mosaic``."""
+        if self.poller:
+            return "mosaic"
         return "association" if self.association else "exposure"
+
+    @property
+    def exposures(self) -> tuple[str, ...]:
+        """Root names of the exposures, in order."""
+        return tuple(dict.fromkeys(f.root for f in self.raw))
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Root names of all that is given and made."""
+        return tuple(dict.fromkeys((self.dataset, *self.exposures, *(m.root for m in self.members))))
+
+    @property
+    def material(self) -> Material:
+        """What the programs are given, as far as it decides what they make of it."""
+        raws = tuple(Raw(f.root, f.suffix, f.facts) for f in self.raw if f.name not in self.empty)
+        return Material(self.dataset, raws, self.members)
 
     @property
     def files(self) -> tuple[InputFile, ...]:
         """All of them."""
-        return (*((self.association,) if self.association else ()), *self.raw, *self.support)
+        tables = (self.association, self.poller, self.settings_file)
+        return (*(f for f in tables if f), *self.raw, *self.support)
 
     def __str__(self) -> str:
         size = sum(f.size for f in self.files)
-        return f"{self.kind}, {len(self.members)} exposure(s), {len(self.files)} files, {size / 1e6:.1f} MB"
+        return f"{self.kind}, {len(self.exposures)} exposure(s), {len(self.files)} files, {size / 1e6:.1f} MB"
 
 
 def fetch(run: Run, uri: str) -> Inputs:
@@ -120,7 +151,8 @@ def fetch(run: Run, uri: str) -> Inputs:
     run : Run
         The run.
     uri : str
-        ``file:<directory>`` with FITS files (plain or .gz), or with ``<dataset>.tar.gz``.
+        ``file:<directory>`` with FITS files (plain or .gz) or with ``<dataset>.tar.gz``, or ``astroquery:`` to download
+        them from MAST first.
 
     Returns
     -------
@@ -130,14 +162,22 @@ def fetch(run: Run, uri: str) -> Inputs:
     ------
     InputError
         Naming the file, if anything is missing, damaged or of another instrument.
+    AstroqueryError
+        If MAST does not deliver.
     """
-    directory = Path(parse_uri(uri)[1]).expanduser().absolute()
-    if not directory.is_dir():
-        raise InputError(
-            f"{run.dataset}: there is no input directory {directory}",
-            remedy="give file:<directory with the raw FITS>",
-        )
+    scheme, place = parse_uri(uri)
     with run.telemetry.stage("fetch") as stage:
+        if scheme == "astroquery":
+            from caldp import mast
+
+            directory = mast.download(run, uri)
+        else:
+            directory = Path(place).expanduser().absolute()
+            if not directory.is_dir():
+                raise InputError(
+                    f"{run.dataset}: there is no input directory {directory}",
+                    remedy="give file:<directory with the raw FITS>",
+                )
         inputs = _collect(run, directory)
         stage.bytes_in = stage.bytes_out = sum(f.size for f in inputs.files)
         run.telemetry.info(f"inputs from {directory}: {inputs}")
@@ -145,42 +185,128 @@ def fetch(run: Run, uri: str) -> Inputs:
 
 
 def _collect(run: Run, directory: Path) -> Inputs:
-    dataset, recipe = run.dataset, run.recipe
-    available = _available(run, directory)
-    if not any(key[0] == dataset.name for key in available):
-        tarball = _tarball(dataset, directory)
-        if tarball is None:
+    source = _Source(run, directory)
+    if not source.holds_dataset():
+        packed = next((p for p in (directory / f"{run.dataset}{end}" for end in _TARBALLS) if p.is_file()), None)
+        if packed is None:
             raise InputError(
-                f"{dataset}: no file {dataset}_*.fits and no {dataset}.tar.gz in {directory}",
-                remedy=f"put {dataset}_asn.fits or {dataset}_raw*.fits there",
+                f"{run.dataset}: no file {source.wanted} and no {run.dataset}.tar.gz in {directory}",
+                remedy=f"put {source.wanted} there",
             )
-        available = _available(run, _unpack(run, tarball))
+        source = _Source(run, _unpack(run, packed))
+    inputs = _mosaic(source) if source.is_mosaic else _exposures(source)
+    settings_file = source.take_text(f"{run.dataset}_cal_env.txt")
+    if settings_file is None:
+        return inputs
+    settings, refused = settings_in(run.workspace.inputs / settings_file.name)
+    for message in refused:
+        run.telemetry.warning(message)
+    for name, value in settings.items():
+        run.telemetry.info(f"{settings_file.name} sets {name}={value}")
+    return replace(inputs, settings_file=settings_file, settings=settings)
 
-    def take(root: str, suffixes: Iterable[str]) -> list[InputFile]:
-        files = []
-        for suffix in suffixes:
-            if paths := available.get((root, suffix)):
-                if len(paths) > 1:
-                    run.telemetry.warning(f"both {paths[0].name} and {paths[1].name} are there: the first is used")
-                files.append(_copy(run, paths[0], root, suffix))
-        return files
 
-    found = take(dataset.name, ["asn"])
-    association = found[0] if found else None
-    members, product = _members(run, association) if association else ((dataset.name,), "")
-    raw = [_with_facts(run, f) for root in members for f in take(root, recipe.raw)]
-    missing = [root for root in members if not any(f.root == root for f in raw)]
+def _exposures(source: _Source) -> Inputs:
+    """Take the files of an exposure or association."""
+    run, recipe, name = source.run, source.run.recipe, source.run.dataset.name
+    association = next(iter(source.take(name, ["asn"])), None)
+    members = _members(run, association) if association and recipe.member_files else ()
+    exposures = tuple(dict.fromkeys(m.root for m in members if not m.is_product)) or (name,)
+    if association and not recipe.member_files:
+        _check_fits(run, run.workspace.inputs / association.name)
+    suffixes, raw = recipe.raw, [f for root in exposures for f in source.take(root, recipe.raw)]
+    if not raw and recipe.instead:
+        suffixes, raw = recipe.instead, [f for root in exposures for f in source.take(root, recipe.instead)]
+    missing = [root for root in exposures if not any(f.root == root for f in raw)]
     if missing:
         raise InputError(
-            f"{dataset}: no raw data for {', '.join(missing)} in {directory}",
+            f"{run.dataset}: no raw data for {', '.join(missing)} in {source.directory}",
             remedy=f"add a raw file of each: one of {', '.join(f'_{s}.fits' for s in recipe.raw)}",
         )
-    roots = dict.fromkeys((dataset.name, *members))
-    support = [f for root in roots for f in take(root, recipe.support)]
+    raw = [_with_facts(run, f) for f in raw]
+    roots = dict.fromkeys((name, *exposures))
+    support = [f for root in roots for f in source.take(root, [s for s in recipe.support if s not in suffixes])]
     for file in support:
         _check_fits(run, run.workspace.inputs / file.name)
+    _check_companions(run, raw, support)
     empty = _empty_tables(run, raw)
-    return Inputs(dataset.name, run.workspace.inputs, association, members, product, tuple(raw), tuple(support), empty)
+    return Inputs(name, run.workspace.inputs, tuple(raw), tuple(support), association, members, empty=empty)
+
+
+def _mosaic(source: _Source) -> Inputs:
+    """Take the list of exposures of a mosaic and the calibrated exposures that it names."""
+    run, name = source.run, source.run.dataset.name
+    poller = source.take_text(f"{name}_input.out")
+    if poller is None:
+        raise InputError(
+            f"{run.dataset}: there is no {name}_input.out in {source.directory}",
+            remedy="put the list of exposures (poller file) there",
+        )
+    raw = []
+    for exposure in _poller_rows(run, poller):
+        file = source.take_exposure(exposure)
+        if file is None:
+            raise InputError(
+                f"{run.dataset}: {poller.name} lists {exposure}, which is not in {source.directory}",
+                remedy="put it there, or take it out of the list",
+            )
+        raw.append(_with_facts(run, file))
+    return Inputs(name, run.workspace.inputs, tuple(raw), poller=poller)
+
+
+def _poller_rows(run: Run, poller: InputFile) -> list[str]:
+    """Return the exposures that a poller file names, in order: the first of its comma-separated fields."""
+    text = (run.workspace.inputs / poller.name).read_text(encoding="utf-8", errors="replace")
+    names = [line.split(",", 1)[0].strip() for line in text.splitlines() if line.strip()]
+    strange = [name for name in names if not _EXPOSURE.fullmatch(name)]
+    if strange or not names:
+        what = f"lists {strange[0][:80]!r}, which is no calibrated exposure" if strange else "lists no exposure"
+        raise InputError(f"{run.dataset}: {poller.source} {what}", remedy="fetch it again")
+    return list(dict.fromkeys(names))
+
+
+class _Source:
+    """A directory with inputs, of which this dataset's are taken."""
+
+    def __init__(self, run: Run, directory: Path) -> None:
+        self.run = run
+        self.directory = directory
+        self.is_mosaic = run.dataset.kind != "ipppssoot"
+        self._available = {} if self.is_mosaic else _available(run, directory)
+
+    @property
+    def wanted(self) -> str:
+        """What must be there, in words."""
+        dataset = self.run.dataset
+        return f"{dataset}_input.out" if self.is_mosaic else f"{dataset}_asn.fits or {dataset}_raw*.fits"
+
+    def holds_dataset(self) -> bool:
+        """Whether any file of the dataset is there."""
+        name = self.run.dataset.name
+        if self.is_mosaic:
+            return (self.directory / f"{name}_input.out").is_file()
+        return any(root == name for root, _ in self._available)
+
+    def take(self, root: str, suffixes: Iterable[str]) -> list[InputFile]:
+        """Copy the files of a root name and these suffixes."""
+        files = []
+        for suffix in suffixes:
+            if paths := self._available.get((root, suffix)):
+                if len(paths) > 1:
+                    self.run.telemetry.warning(f"both {paths[0].name} and {paths[1].name} are there: the first is used")
+                files.append(_copy(self.run, paths[0], root, suffix))
+        return files
+
+    def take_exposure(self, name: str) -> InputFile | None:
+        """Copy a calibrated exposure that a poller file names."""
+        path = next((p for p in (self.directory / name, self.directory / f"{name}.gz") if p.is_file()), None)
+        root, _, suffix = name.removesuffix(".fits").rpartition("_")
+        return _copy(self.run, path, root, suffix) if path else None
+
+    def take_text(self, name: str) -> InputFile | None:
+        """Copy a text file."""
+        path = self.directory / name
+        return _copy(self.run, path, name, "", name) if path.is_file() else None
 
 
 def _available(run: Run, directory: Path) -> dict[tuple[str, str], list[Path]]:
@@ -200,9 +326,9 @@ def _available(run: Run, directory: Path) -> dict[tuple[str, str], list[Path]]:
     return found
 
 
-def _copy(run: Run, source: Path, root: str, suffix: str) -> InputFile:
+def _copy(run: Run, source: Path, root: str, suffix: str, name: str = "") -> InputFile:
     """Copy one file into the workspace, uncompressed, hashing what passes."""
-    target = run.workspace.inputs / f"{root}_{suffix}.fits"
+    target = run.workspace.inputs / (name or f"{root}_{suffix}.fits")
     digest = hashlib.sha256()
     opener: Callable[..., Any] = gzip.open if source.suffix == ".gz" else Path.open
     try:
@@ -224,8 +350,8 @@ def _read(run: Run, source: Path, reader: IO[bytes]) -> bytes:
         raise InputError(f"{run.dataset}: {source} cannot be read ({error})", remedy="fetch it again") from error
 
 
-def _members(run: Run, association: InputFile) -> tuple[tuple[str, ...], str]:
-    """Return the exposures of an association that its table says are present, and the root name of its product."""
+def _members(run: Run, association: InputFile) -> tuple[Member, ...]:
+    """Return the exposures of an association that its table says are present, and its products."""
     from astropy.io import fits
 
     path = run.workspace.inputs / association.name
@@ -236,21 +362,23 @@ def _members(run: Run, association: InputFile) -> tuple[tuple[str, ...], str]:
         types = [str(t).strip().upper() for t in table["MEMTYPE"]]
         has_present = "MEMPRSNT" in table.names
         present = [bool(p) for p in table["MEMPRSNT"]] if has_present else [True] * len(names)
-    rows = list(zip(names, types, present, strict=True))
-    exposures = [n for n, t, p in rows if "PROD" not in t and p]
-    absent = [n for n, t, p in rows if "PROD" not in t and not p]
-    products = [n for n, t, _ in rows if "PROD" in t]
+    rows = [(Member(name, kind), there) for name, kind, there in zip(names, types, present, strict=True)]
+    exposures = [m.root for m, there in rows if there and not m.is_product]
+    absent = [m.root for m, there in rows if not there and not m.is_product]
+    products = [m.root for m, _ in rows if m.is_product]
     if absent:
         run.telemetry.warning(f"{association.name} says that {', '.join(absent)} was not taken: it is left out")
     strange = [n for n in exposures if not _MEMBER.fullmatch(n)]
     if strange or not exposures:
         what = f"lists {strange[0]!r}" if strange else "lists no exposure"
         raise InputError(f"{run.dataset}: {association.source} {what}", remedy="fetch it again")
-    if any(n[:8] != run.dataset.name[:8] for n in products):
+    foreign = [n for n in products if not _MEMBER.fullmatch(n) or n[:8] != run.dataset.name[:8]]
+    if foreign:
         raise InputError(
-            f"{run.dataset}: {association.source} is the table of {products[0]!r}", remedy="give it back its own name"
+            f"{run.dataset}: {association.source} is the table of {foreign[0]!r}", remedy="give it back its own name"
         )
-    return tuple(dict.fromkeys(exposures)), products[0] if products else ""
+    # MEMPRSNT of a product says whether it was made, which is what we are about to do.
+    return tuple(m for m, there in rows if there or m.is_product)
 
 
 def _with_facts(run: Run, file: InputFile) -> InputFile:
@@ -266,12 +394,14 @@ def _with_facts(run: Run, file: InputFile) -> InputFile:
         facts |= {key: int(facts[key]) for key in run.recipe.numbers if key in facts}
         if "EVENTS" in hdus:
             facts["EVENTS"] = len(hdus["EVENTS"].data)
-    if str(facts.get("INSTRUME", "")).strip().lower() != run.recipe.name:
+    instrument = str(facts.get("INSTRUME", "no")).strip()
+    if instrument.lower() not in run.recipe.instruments:
         raise InputError(
-            f"{run.dataset}: {file.source} is {facts.get('INSTRUME', 'no')} data, not {run.recipe.name.upper()}",
+            f"{run.dataset}: {file.source} is {instrument} data, not {' or '.join(run.recipe.instruments).upper()}",
             remedy="put the right file there",
         )
-    if str(facts.get("ROOTNAME", file.root)).strip().lower() != file.root:
+    # The exposures of a sky cell are named after their visit.
+    if not file.root.startswith("hst_") and str(facts.get("ROOTNAME", file.root)).strip().lower() != file.root:
         raise InputError(
             f"{run.dataset}: {file.source} says it is {facts['ROOTNAME']}", remedy="give it back its own name"
         )
@@ -312,33 +442,23 @@ def _empty_tables(run: Run, raw: list[InputFile]) -> tuple[str, ...]:
     return tuple(f.name for f in empty)
 
 
-def _tarball(dataset: Dataset, directory: Path) -> Path | None:
-    candidates = [directory / f"{dataset}{ending}" for ending in (".tar.gz", ".tgz", ".tar")]
-    return next((path for path in candidates if path.is_file()), None)
+def _check_companions(run: Run, raw: list[InputFile], support: list[InputFile]) -> None:
+    """Raise InputError when a file is missing that a raw header says is needed."""
+    there = {f.name for f in (*raw, *support)}
+    for file in raw:
+        for name in run.recipe.companions(file.facts):
+            if name not in there:
+                raise InputError(f"{run.dataset}: {file.name} needs {name}", remedy="put it beside the raw file")
 
 
-def _unpack(run: Run, tarball: Path) -> Path:
-    """Unpack a tarball beside the workspace's inputs; only plain files, by their base names."""
+def _unpack(run: Run, path: Path) -> Path:
+    """Unpack a tarball inside the workspace."""
     target = run.workspace.root / "unpacked"
     target.mkdir()
-    try:
-        with tarfile.open(tarball) as archive:
-            for member in archive:
-                name = Path(member.name).name
-                if not member.isfile() or not _NAME.fullmatch(name):
-                    continue
-                if Path(member.name).is_absolute() or ".." in Path(member.name).parts:
-                    raise InputError(
-                        f"{run.dataset}: {tarball} holds the unsafe path {member.name!r}",
-                        remedy="do not use it",
-                    )
-                source = archive.extractfile(member)
-                if source is not None:
-                    with source, (target / name).open("xb") as writer:
-                        shutil.copyfileobj(source, writer, _CHUNK)
-    except PermissionError as error:
-        raise InputError(f"{run.dataset}: not allowed to read {tarball}", remedy="make it readable") from error
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, FileExistsError) as error:
-        raise InputError(f"{run.dataset}: {tarball} cannot be unpacked ({error})", remedy="fetch it again") from error
-    run.telemetry.info(f"unpacked {tarball}")
+    unpacked = tarball.unpack(path, target, dataset=run.dataset.name, wanted=_is_input)
+    run.telemetry.info(f"unpacked {len(unpacked.files)} files from {path}, left {len(unpacked.skipped)} others")
     return target
+
+
+def _is_input(name: str) -> bool:
+    return any(pattern.fullmatch(name.removesuffix(".gz")) for pattern in (_NAME, _EXPOSURE, _TEXT))

@@ -1,165 +1,276 @@
-"""The recipe of each instrument, as rows of data.
+"""The recipe of each instrument and kind of dataset, as rows of data.
 
-A row says which files are inputs, which program calibrates them, which exit statuses and messages mean what, and
-which products must exist afterwards.  Adding an instrument is adding a row (and at most one function that says what
-its exposures yield).  Facts about calcos are from its source (3.6.2) and from runs of it.
+A row says which files are inputs, which programs calibrate them and in which order, what their exit statuses and
+messages mean, what is kept, and what gets a preview.  What the programs make of their input is in ``expectations``.
+Adding an instrument is adding a row (and at most one function there).  How the programs behave is from their sources
+and from runs of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
+from caldp import expectations
 from caldp.dataset import Dataset
-from caldp.errors import UnsupportedError
+from caldp.errors import CaldpError, MvmError, Stage1Error, Stage2Error, SvmError
+from caldp.expectations import Header, Made, Material
 
-Header = Mapping[str, Any]
+
+def _always(_: Material) -> bool:
+    return True
+
+
+def _nothing(_: Material) -> tuple[Made, ...]:
+    return ()
+
+
+def _none(_: Header) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program of a recipe, and how to tell what it did.
+
+    Attributes
+    ----------
+    argv : tuple of str
+        Command; ``{input}`` is the file of a call, ``{output}`` the folder for products.
+    remedy : str
+        What to do where it is not installed.
+    call : str
+        What one call is given: ``dataset`` (the association, else the exposure's first raw file), ``raw`` (each raw
+        file, one call after the other) or ``poller`` (the absolute path of the list of exposures).
+    error : type
+        What its failure is.
+    makes : callable
+        From what it is given to the (root, suffix) of the products that must exist afterwards.
+    applies : callable
+        Whether the headers ask for it.
+    made_from : tuple of str
+        Suffixes of calibrated files, one of which must be there before, and one of which its products' headers must
+        name as their source.
+    manifest : str
+        The file in which it lists its products; they must all exist.
+    tolerated : tuple of int
+        Exit statuses that mean "nothing to calibrate here" when no product is expected.
+    nothing_viable : mapping
+        Exit statuses that mean that none of the data can be used, and why: the dataset is processed, without products.
+    said_nothing_to_do : tuple of str
+        Regular expressions in its output that mean the same of an exit status 0.
+    said_failure : tuple of (str, str)
+        Regular expressions in its output that mean failure whatever the exit status, and why.
+    out_of_memory : tuple of str
+        Regular expressions in the output when it failed that mean it had too little memory.
+    astrometry : bool
+        It asks MAST's astrometry service, unless told not to.
+    """
+
+    argv: tuple[str, ...]
+    remedy: str
+    call: Literal["dataset", "raw", "poller"] = "dataset"
+    error: type[CaldpError] = Stage1Error
+    makes: Callable[[Material], tuple[Made, ...]] = _nothing
+    applies: Callable[[Material], bool] = _always
+    made_from: tuple[str, ...] = ()
+    manifest: str = ""
+    tolerated: tuple[int, ...] = ()
+    nothing_viable: Mapping[int, str] = field(default_factory=dict)
+    said_nothing_to_do: tuple[str, ...] = ()
+    said_failure: tuple[tuple[str, str], ...] = ()
+    out_of_memory: tuple[str, ...] = ()
+    astrometry: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the program."""
+        return self.argv[0]
 
 
 @dataclass(frozen=True)
 class Instrument:
-    """How one instrument is calibrated.
+    """How one instrument, or one kind of mosaic, is calibrated.
 
     Attributes
     ----------
     name : str
-        As in ``Dataset.instrument``.
+        As in ``Dataset.instrument``, or the kind of a mosaic.
+    instruments : tuple of str
+        Whose data they may be.
+    programs : tuple of Program
+        In the order in which they run.
     raw : tuple of str
-        Suffixes of raw science data: they get best references and are what the program works on.
+        Suffixes of raw science data: what the programs work on.
+    instead : tuple of str
+        Suffixes of what they work on where there are no such files.
     support : tuple of str
         Suffixes of files that go with them.
+    referenced : tuple of str
+        Suffixes of support files that get best references too.
+    member_files : bool
+        The exposures of an association have files of their own; else these bear the name of the association.
+    companions : callable
+        From the facts of a raw file to the names of support files that must be there.
     facts : tuple of str
         Header keywords that decide what an exposure yields.
     numbers : tuple of str
         Those that must be whole numbers.
     reference_variable : str
-        Environment variable in the names of references, as in ``lref$x_flat.fits``.
-    program : tuple of str
-        Command; ``{input}`` is the one association or raw file of a call, ``{output}`` the folder for products.
-    tolerated : tuple of int
-        Exit statuses that mean "nothing to calibrate here" when no product is expected.
-    warnings_of_failure : tuple of (str, str)
-        Regular expressions in the program's output that mean failure whatever the exit status, and why.
-    out_of_memory : tuple of str
-        Regular expressions in the output of a failed program that mean it had too little memory.
-    expected : callable
-        From the facts of one raw file and its suffix to the suffixes of its products.
-    association_products : callable
-        From the facts of all members to the suffixes of the association's products.
+        Environment variable in the names of references, as in ``lref$x_flat.fits``; empty where none are assigned.
+    late_references : tuple of str
+        Reference keywords that programs want and that CRDS rules may not know: a user may give one all the same.
+    unread_references : tuple of str
+        Reference keywords that CRDS fills and no program reads: these files need not be there.
+    kept : tuple of str
+        Regular expressions of the names that are delivered, with the placeholders ``{dataset}``, ``{root}`` and
+        ``{roots}`` (of the dataset, its members and products).
+    dropped : tuple of str
+        Regular expressions of the names that are not, although they match.
     spectra, images : tuple of str
-        Suffixes of products that get a preview of that kind.
+        Suffixes of delivered files that get a preview of that kind.
+    images_of_spectra : bool
+        Images of dispersed light get a preview too; else only the extracted spectrum does.
+    thumbnail : int
+        Longest side of images' thumbnails, in pixels.
+    composites : bool
+        The products of several filters get a preview in colour.
     random_seed : int or None
         Value for the header keyword RANDSEED, so that runs are reproducible.
+    mast_suffixes : tuple of str
+        What MAST calls the files to fetch (productSubGroupDescription).
+    mast_product_type : str
+        MAST's kind of product to take them from; empty for any.
     """
 
     name: str
+    instruments: tuple[str, ...]
+    programs: tuple[Program, ...]
     raw: tuple[str, ...]
-    support: tuple[str, ...]
     facts: tuple[str, ...]
-    numbers: tuple[str, ...]
-    reference_variable: str
-    program: tuple[str, ...]
-    tolerated: tuple[int, ...]
-    warnings_of_failure: tuple[tuple[str, str], ...]
-    out_of_memory: tuple[str, ...]
-    expected: Callable[[Header, str], tuple[str, ...]]
-    association_products: Callable[[list[Header]], tuple[str, ...]]
-    spectra: tuple[str, ...]
-    images: tuple[str, ...]
+    mast_suffixes: tuple[str, ...]
+    instead: tuple[str, ...] = ()
+    support: tuple[str, ...] = ()
+    referenced: tuple[str, ...] = ()
+    member_files: bool = True
+    companions: Callable[[Header], tuple[str, ...]] = _none
+    numbers: tuple[str, ...] = ()
+    reference_variable: str = ""
+    late_references: tuple[str, ...] = ()
+    unread_references: tuple[str, ...] = ()
+    kept: tuple[str, ...] = (r"({roots})(_\w+\.fits|\.tra)",)
+    dropped: tuple[str, ...] = ()
+    spectra: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    images_of_spectra: bool = True
+    thumbnail: int = 128
+    composites: bool = False
     random_seed: int | None = None
+    mast_product_type: str = ""
 
 
-#: EXPTYPE of COS exposures that calcos calibrates; others it does with lamp flashes (it then calls them EXTERNAL/CAL).
-COS_CALIBRATED = ("EXTERNAL/SCI", "EXTERNAL/CAL", "DARK", "FLAT", "WAVECAL", "ACQ/IMAGE")
+_PYTHON_MEMORY = (r"\bMemoryError\b", r"Unable to allocate .* for an array")
 
-#: Calibration steps any of which makes calcos work (calcos.py, globalSwitches).
-COS_STEPS = tuple(
-    f"{step}CORR" for step in "BADT BRST DEAD DOPP DQI FLAT GEO DGEO HEL HVDS PHA RAND TEMP X1D WAVE TRCE ALGN".split()
+#: HSTCAL ends with 2 then, as after any failure, and says so in many words.
+_HSTCAL_MEMORY = (
+    r"No memory left to allocate",
+    r"(?i)\bout of memory\b",
+    r"(?i)(couldn't|can't|cannot|could not|unable to) allocate",
+    r"(?i)insufficient memory",
 )
 
-#: Steps that calcos ignores for the NUV detector.
-COS_FUV_STEPS = ("TEMPCORR", "GEOCORR", "DGEOCORR", "RANDCORR", "PHACORR")
+_HSTCAL = "install HSTCAL (conda install -c conda-forge hstcal, or scripts/caldp-install-cal); see caldp doctor"
 
+_DRIZZLEPAC = "pip install drizzlepac 'photutils<3'; see caldp doctor"
 
-def _is(header: Header, keyword: str, value: str) -> bool:
-    return str(header.get(keyword, "")).strip().upper() == value
+_NOTHING_PERFORMED = (r"No calibration switch was set to PERFORM", r"did NOT process")
 
+_RUNASTRODRIZ = Program(
+    argv=("runastrodriz", "-n", "1", "{input}"),
+    remedy=_DRIZZLEPAC,
+    error=Stage2Error,
+    applies=expectations.is_drizzled,
+    makes=expectations.runastrodriz,
+    # Without a calibrated file it drizzles the raw one, and says 0.
+    made_from=("flt", "flc", "crj", "crc"),
+    said_nothing_to_do=(r"astrodrizzle processing not requested",),
+    out_of_memory=_PYTHON_MEMORY,
+    astrometry=True,
+)
 
-def _flashes(header: Header) -> bool:
-    tagflash = str(header.get("TAGFLASH", "NONE")).strip().upper()
-    return tagflash not in ("NONE", "N/A", "") and int(header.get("NUMFLASH", 0)) > 0
+#: Exit statuses of runsinglehap and runmultihap (haputils/analyze.py) that say that there is nothing to make.
+_NOTHING_VIABLE = {
+    55: "there are only SBC or HRC data, of which none is made",
+    65: "none of the exposures can be used",
+}
 
+#: The distortion that drizzlepac reads is in NPOLFILE and D2IMFILE since 2012.
+_UNREAD = ("DGEOFILE",)
 
-def _calibrated(header: Header) -> bool:
-    steps = [s for s in COS_STEPS if not (_is(header, "DETECTOR", "NUV") and s in COS_FUV_STEPS)]
-    kind = str(header.get("EXPTYPE", "")).strip().upper()
-    known = kind in COS_CALIBRATED or (_flashes(header) and not kind.startswith("ACQ/"))
-    return known and (any(_is(header, step, "PERFORM") for step in steps) or kind == "WAVECAL")
+_IPPPSSOOT_FACTS = ("INSTRUME", "ROOTNAME", "DETECTOR", "OBSTYPE", "EXPTYPE")
 
-
-def _science(header: Header) -> bool:
-    """Whether calcos counts an exposure as science; with lamp flashes, others are calibration to it."""
-    kinds = ("EXTERNAL/SCI",) if _flashes(header) else ("EXTERNAL/SCI", "EXTERNAL/CAL", "DARK", "FLAT")
-    return str(header.get("EXPTYPE", "")).strip().upper() in kinds
-
-
-def cos_products(header: Header, suffix: str) -> tuple[str, ...]:
-    """Say what calcos makes of one COS raw file.
-
-    Parameters
-    ----------
-    header : mapping
-        The facts of the raw file.
-    suffix : str
-        Its suffix, for example ``rawtag_a``.
-
-    Returns
-    -------
-    tuple of str
-        Suffixes of products: corrtag, counts and flt carry the segment, x1d and lampflash do not.
-    """
-    if not _calibrated(header):
-        return ()
-    segment = suffix[-2:] if suffix.endswith(("_a", "_b")) else ""
-    if _is(header, "EXPTYPE", "ACQ/IMAGE"):
-        return ("counts", "flt")
-    products = [f"counts{segment}", f"flt{segment}", f"corrtag{segment}"]
-    if _is(header, "OBSMODE", "TIME-TAG") and _flashes(header) and _is(header, "WAVECORR", "PERFORM"):
-        products.append("lampflash")
-    if _is(header, "OBSTYPE", "SPECTROSCOPIC") and _is(header, "X1DCORR", "PERFORM"):
-        products.append("x1d")
-    return tuple(products)
-
-
-def cos_association_products(members: list[Header]) -> tuple[str, ...]:
-    """Say what calcos makes of a COS association.
-
-    Parameters
-    ----------
-    members : list of mapping
-        The facts of every raw file of its members, in the order of the association table.
-
-    Returns
-    -------
-    tuple of str
-        ``x1dsum`` and one ``x1dsum<FP-POS>`` for each FP-POS position present, or ``fltsum`` for images.
-    """
-    science = [h for h in members if _science(h) and _calibrated(h)]
-    spectra = [h for h in science if _is(h, "OBSTYPE", "SPECTROSCOPIC")]
-    if spectra:
-        # calcos asks the first TIME-TAG exposure, else the first of all, whether to extract spectra.
-        first = next((h for h in science if _is(h, "OBSMODE", "TIME-TAG")), science[0])
-        if not _is(first, "X1DCORR", "PERFORM"):
-            return ()
-        positions = sorted({int(h.get("FPPOS", 1)) for h in spectra} - {0})
-        return ("x1dsum", *(f"x1dsum{position}" for position in positions))
-    return ("fltsum",) if science else ()
-
-
-INSTRUMENTS: dict[str, Instrument] = {
-    "cos": Instrument(
+_ROWS = (
+    Instrument(
+        name="acs",
+        instruments=("acs",),
+        programs=(
+            Program(
+                argv=("calacs.e", "{input}"),
+                remedy=_HSTCAL,
+                makes=expectations.calacs,
+                said_nothing_to_do=_NOTHING_PERFORMED,
+                out_of_memory=_HSTCAL_MEMORY,
+            ),
+            _RUNASTRODRIZ,
+        ),
+        raw=("raw",),
+        support=("spt",),
+        facts=(*_IPPPSSOOT_FACTS, *expectations.DIRECT_STEPS),
+        reference_variable="jref",
+        late_references=("SATUFILE",),
+        unread_references=_UNREAD,
+        images=("raw", "flt", "flc", "crj", "drz", "drc"),
+        mast_suffixes=("ASN", "RAW"),
+    ),
+    Instrument(
+        name="wfc3",
+        instruments=("wfc3",),
+        programs=(
+            Program(
+                argv=("calwf3.e", "{input}"),
+                remedy=_HSTCAL,
+                makes=expectations.calwf3,
+                said_nothing_to_do=_NOTHING_PERFORMED,
+                out_of_memory=_HSTCAL_MEMORY,
+            ),
+            _RUNASTRODRIZ,
+        ),
+        raw=("raw",),
+        support=("spt",),
+        facts=(*_IPPPSSOOT_FACTS, *expectations.DIRECT_STEPS),
+        reference_variable="iref",
+        late_references=("SATUFILE",),
+        unread_references=_UNREAD,
+        images=("raw", "flt", "flc", "crj", "ima", "drz", "drc"),
+        mast_suffixes=("ASN", "RAW"),
+    ),
+    Instrument(
         name="cos",
+        instruments=("cos",),
+        programs=(
+            Program(
+                argv=("calcos", "-o", "{output}", "{input}"),
+                remedy="pip install calcos, or put it on PATH; see caldp doctor",
+                makes=expectations.calcos,
+                tolerated=(5,),
+                said_failure=(
+                    (r"No data in (?!lampflash)", "a table of events is empty"),
+                    (r"There are no files to calibrate", "raw data of a member were not found"),
+                ),
+                out_of_memory=_PYTHON_MEMORY,
+            ),
+        ),
         raw=(
             "rawtag",
             "rawtag_a",
@@ -172,34 +283,106 @@ INSTRUMENTS: dict[str, Instrument] = {
         ),
         support=("spt", "pha_a", "pha_b"),
         facts=(
-            "INSTRUME",
-            "ROOTNAME",
-            "DETECTOR",
-            "OBSTYPE",
+            *_IPPPSSOOT_FACTS,
             "OBSMODE",
-            "EXPTYPE",
             "SEGMENT",
             "FPPOS",
             "TAGFLASH",
             "NUMFLASH",
-            *COS_STEPS,
+            *expectations.COS_STEPS,
         ),
         numbers=("FPPOS", "NUMFLASH"),
         reference_variable="lref",
-        program=("calcos", "-o", "{output}", "{input}"),
-        tolerated=(5,),
-        warnings_of_failure=(
-            (r"No data in (?!lampflash)", "a table of events is empty"),
-            (r"There are no files to calibrate", "raw data of a member were not found"),
-        ),
-        out_of_memory=(r"\bMemoryError\b", r"Unable to allocate .* for an array"),
-        expected=cos_products,
-        association_products=cos_association_products,
         spectra=("x1d", "x1dsum", "x1dsum1", "x1dsum2", "x1dsum3", "x1dsum4"),
         images=("counts", "flt", "fltsum"),
+        # The two-dimensional image of a spectrum says little that its extracted spectrum does not.
+        images_of_spectra=False,
         random_seed=1,
+        mast_suffixes=(
+            *("ASN", "RAW", "EPC", "SPT", "RAWACCUM", "RAWACCUM_A", "RAWACCUM_B"),
+            *("RAWACQ", "RAWTAG", "RAWTAG_A", "RAWTAG_B", "PHA_A", "PHA_B"),
+        ),
     ),
-}
+    Instrument(
+        name="stis",
+        instruments=("stis",),
+        programs=(
+            Program(
+                argv=("cs0.e", "-tv", "{input}"),
+                remedy=_HSTCAL,
+                # Of two names it takes the second for that of its output, and says 0.
+                call="raw",
+                makes=expectations.cs0,
+                said_nothing_to_do=_NOTHING_PERFORMED,
+                out_of_memory=_HSTCAL_MEMORY,
+            ),
+        ),
+        raw=("raw",),
+        instead=("wav",),
+        support=("wav", "tag", "epc", "spt"),
+        referenced=("wav", "tag"),
+        member_files=False,
+        companions=expectations.stis_companions,
+        facts=(*_IPPPSSOOT_FACTS, "OBSMODE", "NEXTEND", "WAVECAL", *expectations.STIS_STEPS),
+        numbers=("NEXTEND",),
+        reference_variable="oref",
+        dropped=(r".*_epc\.fits",),
+        spectra=("x1d", "sx1"),
+        images=("flt", "crj", "sx2", "x2d"),
+        images_of_spectra=False,
+        mast_suffixes=("ASN", "RAW", "EPC", "TAG", "WAV"),
+    ),
+    Instrument(
+        name="svm",
+        instruments=("acs", "wfc3"),
+        programs=(
+            Program(
+                argv=("runsinglehap", "{input}"),
+                remedy=_DRIZZLEPAC,
+                call="poller",
+                error=SvmError,
+                manifest="{dataset}_manifest.txt",
+                nothing_viable=_NOTHING_VIABLE,
+                out_of_memory=_PYTHON_MEMORY,
+                astrometry=True,
+            ),
+        ),
+        raw=("flc", "flt"),
+        facts=_IPPPSSOOT_FACTS,
+        kept=(r"hst_\w+_{root}\w*[-\w]*\.(fits|txt|ecsv)", r"{dataset}_manifest\.txt", r"astrodrizzle\.log"),
+        dropped=(r".*_ref_cat\.ecsv",),
+        images=("drz", "drc"),
+        composites=True,
+        mast_suffixes=("FLC", "FLT"),
+        mast_product_type="pipeline",
+    ),
+    Instrument(
+        name="mvm",
+        instruments=("acs", "wfc3"),
+        programs=(
+            Program(
+                argv=("runmultihap", "{input}"),
+                remedy=_DRIZZLEPAC,
+                call="poller",
+                error=MvmError,
+                manifest="{dataset}_manifest.txt",
+                nothing_viable=_NOTHING_VIABLE,
+                out_of_memory=_PYTHON_MEMORY,
+                astrometry=True,
+            ),
+        ),
+        raw=("flc", "flt"),
+        facts=_IPPPSSOOT_FACTS,
+        kept=(r"hst_{dataset}[-\w]*\.(fits|txt)", r"{dataset}_manifest\.txt"),
+        images=("drz", "drc"),
+        thumbnail=512,
+        composites=True,
+        mast_suffixes=("FLC", "FLT"),
+        mast_product_type="HAP",
+    ),
+)
+
+INSTRUMENTS: dict[str, Instrument] = {row.name: row for row in _ROWS}
 
 
 def recipe(dataset: Dataset) -> Instrument:
@@ -213,18 +396,5 @@ def recipe(dataset: Dataset) -> Instrument:
     Returns
     -------
     Instrument
-
-    Raises
-    ------
-    UnsupportedError
-        If no row calibrates this kind of dataset yet.
     """
-    if dataset.kind == "ipppssoot" and dataset.instrument in INSTRUMENTS:
-        return INSTRUMENTS[dataset.instrument]
-    what = {"svm": "single-visit mosaics are", "mvm": "multi-visit mosaics are"}.get(
-        dataset.kind, f"{dataset.instrument.upper()} data are"
-    )
-    raise UnsupportedError(
-        f"{dataset}: {what} not calibrated by this version",
-        remedy=f"it calibrates {', '.join(name.upper() for name in INSTRUMENTS)} exposures and associations",
-    )
+    return INSTRUMENTS[dataset.instrument if dataset.kind == "ipppssoot" else dataset.kind]

@@ -132,9 +132,9 @@ class Job:
         dataset = Dataset.parse(request.dataset)
         recipe = instruments.recipe(dataset)
         settings = config.load(request.config, context=request.context, overrides=request.overrides)
-        if parse_uri(request.input)[0] != "file":
+        if parse_uri(request.input)[0] not in ("file", "astroquery"):
             raise UnsupportedError(
-                f"{dataset}: this version cannot fetch inputs from {request.input!r}", remedy="give file:<directory>"
+                f"{dataset}: this version cannot fetch inputs from {request.input!r}", remedy="give file:<directory> or astroquery:"
             )
         return cls(request, dataset, recipe, settings, open_store(request.output))
 
@@ -201,7 +201,7 @@ def plan(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCH
             outcome.plan = {
                 "inputs": [{"name": f.name, "source": f.source, "size": f.size} for f in raw.files],
                 "references": [f.to_json() for f in refs.files],
-                "programs": [[job.recipe.program[0], *calibrate.arguments(run, c)] for c in calibrate.calls(raw)],
+                "programs": calibrate.commands(run, raw),
                 "products": sorted(calibrate.expected(run, raw)),
                 "output": job.store.url(job.dataset.prefix),
             }

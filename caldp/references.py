@@ -25,7 +25,7 @@ from typing import Any
 from caldp.config import Config
 from caldp.errors import ReferencesError
 from caldp.fitsfile import damage, update_header
-from caldp.inputs import Inputs
+from caldp.inputs import InputFile, Inputs
 from caldp.programs import ProgramRun
 from caldp.run import Run
 
@@ -116,6 +116,9 @@ def assign(run: Run, inputs: Inputs) -> References:
         does not fit these data.
     """
     with run.telemetry.stage("references") as stage:
+        if not run.recipe.reference_variable:
+            run.telemetry.info("mosaics are made of calibrated exposures: no references are assigned")
+            return References("", "", (), run.workspace.references)
         server = _server_config(run)
         _bestrefs(run, inputs, server)
         chosen, context, version = _chosen(run, inputs)
@@ -192,7 +195,7 @@ def _bestrefs(run: Run, inputs: Inputs, server: dict[str, Any]) -> None:
         _context(run, server),
     ]
     argv += ["--sync-references=1"] if sync else []
-    argv += ["--files", *(f.name for f in inputs.raw)]
+    argv += ["--files", *(f.name for f in _referenced(run, inputs))]
     with _writing(config, sync):
         done = run.telemetry.run_program(argv, cwd=inputs.directory, env=config.program_environment())
     if done.returncode == 0:
@@ -206,6 +209,11 @@ def _bestrefs(run: Run, inputs: Inputs, server: dict[str, Any]) -> None:
             f"{run.dataset}: CRDS could not choose best references: {_why(others, done)}",
             remedy=run.see_log if serverless(config) else f"is {config.crds_server_url} reachable? {run.see_log}",
         )
+
+
+def _referenced(run: Run, inputs: Inputs) -> list[InputFile]:
+    """List the files whose headers name references."""
+    return [*inputs.raw, *(f for f in inputs.support if f.suffix in run.recipe.referenced)]
 
 
 def _why(errors: list[str], done: ProgramRun) -> str:
@@ -232,11 +240,12 @@ def _chosen(run: Run, inputs: Inputs) -> tuple[set[tuple[str, str]], str, str]:
     prefix = f"{run.recipe.reference_variable}$"
     chosen: set[tuple[str, str]] = set()
     seen: set[tuple[str, str]] = set()
-    for file in inputs.raw:
+    for file in _referenced(run, inputs):
         header = fits.getheader(inputs.directory / file.name)
         seen.add((str(header.get("CRDS_CTX", "")), str(header.get("CRDS_VER", ""))))
         for key, value in header.items():
-            if isinstance(value, str) and value.strip().lower().startswith(prefix):
+            named = isinstance(value, str) and value.strip().lower().startswith(prefix)
+            if named and key not in run.recipe.unread_references:
                 chosen.add((key, value.strip()[len(prefix) :]))
     if len(seen) != 1 or not all(next(iter(seen))):
         raise ReferencesError(
@@ -259,10 +268,14 @@ def _override(run: Run, inputs: Inputs) -> dict[str, Path]:
 
     overrides = dict(run.config.overrides)
     used: set[str] = set()
-    for file in inputs.raw if overrides else ():
+    for file in _referenced(run, inputs) if overrides else ():
         path = inputs.directory / file.name
         header = fits.getheader(path)
-        known = [k for k in overrides if "$" in str(header.get(k)) or str(header.get(k)).strip() == "N/A"]
+        known = [
+            k
+            for k in overrides
+            if "$" in str(header.get(k)) or str(header.get(k)).strip() == "N/A" or k in run.recipe.late_references
+        ]
         update_header(path, {k: (f"{run.recipe.reference_variable}${overrides[k].name}", "") for k in known})
         used.update(known)
     for kind in overrides:
