@@ -411,8 +411,11 @@ def _has_preview(run: Run, inputs: Inputs, name: str) -> bool:
 
 
 def _nothing(run: Run, inputs: Inputs) -> str:
-    types = ", ".join(sorted({str(f.facts.get("EXPTYPE", "unknown")) for f in inputs.raw}))
-    return f"nothing was calibrated: {run.recipe.programs[0].name} makes no products of {types} exposures like this"
+    program = run.recipe.programs[0].name
+    if not any(str(value).strip().upper() == "PERFORM" for f in inputs.raw for value in f.facts.values()):
+        return f"nothing was calibrated: the headers ask {program} for no calibration step"
+    types = ", ".join(sorted({str(f.facts.get("EXPTYPE", f.facts.get("OBSMODE", "these"))) for f in inputs.raw}))
+    return f"nothing was calibrated: {program} makes no products of {types} exposures like this"
 
 
 def _versions(run: Run, calibrated: Iterable[Path]) -> dict[str, str]:

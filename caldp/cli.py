@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +12,7 @@ import click
 import caldp
 from caldp.config import DEFAULT_CONFIG
 from caldp.errors import EXIT_CODES
-from caldp.process import EXISTING, Interrupts, Request, plan, process
+from caldp.process import EXISTING, Interrupts, Request, plan, process, survey
 from caldp.reporter import open_reporter
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -28,8 +29,9 @@ def _exit_code_table() -> str:
     help="""Calibrate one HST dataset.
 
     \b
-    IPPPSSOOT  dataset, for example ldfd01010
-    INPUT      file:<directory> with its raw FITS files (or <dataset>.tar.gz); default file:.
+    IPPPSSOOT  dataset: j8cb010b0, a visit such as acs_8ph_01, a sky cell such as skycell-p2381x06y09
+    INPUT      file:<directory> with its raw FITS files (or <dataset>.tar.gz), or astroquery: to download them
+               from MAST into the working directory (or CALDP_HOME); default file:.
     OUTPUT     file:<directory>; products go to data/, the state to messages/; default file:.
     CONFIG     caldp-config-onsite (default), -offsite, -aws, or a script of your own (name on PATH, or path)
     """,
@@ -138,6 +140,35 @@ def doctor_command(config: str, as_json: bool) -> None:
     findings = doctor.examine(config)
     click.echo(doctor.as_json(findings) if as_json else doctor.as_text(findings))
     sys.exit(0 if all(f.ok for f in findings if f.needed) else 1)
+
+
+@main.group("references")
+def references_group() -> None:
+    """Look at CRDS reference files."""
+
+
+@references_group.command("show")
+@click.argument("dataset")
+@click.argument("input_uri", metavar="[INPUT]", default="file:.")
+@click.argument("config", metavar="[CONFIG]", default=DEFAULT_CONFIG)
+@click.option("--context", default="", metavar="PMAP", help="CRDS context, e.g. hst_0729.pmap; wins over CRDS_CONTEXT.")
+@click.option("--override", "overrides", multiple=True, metavar="TYPE=FILE", help="Use this reference file instead.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+def references_show_command(
+    dataset: str, input_uri: str, config: str, context: str, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Say which references the raw data of DATASET need, and whether each is present and intact.
+
+    The exit status is 0 if all are, 27 if one is not.
+    """
+    from caldp import references
+
+    request = Request(dataset, input_uri, config=config, context=context, overrides=overrides)
+    quiet = open_reporter(json=False, quiet=True, verbose=False, stdout=sys.stdout, stderr=sys.stderr)
+    outcome = survey(request, quiet, Interrupts().install())
+    if outcome.plan is not None:
+        click.echo(json.dumps(outcome.plan, indent=1) if as_json else references.as_text(outcome.plan))
+    sys.exit(outcome.exit_code)
 
 
 @main.command("explain")

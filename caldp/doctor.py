@@ -13,15 +13,13 @@ from pathlib import Path
 from caldp import config, programs, references
 from caldp.config import Config
 from caldp.errors import UsageError
+from caldp.instruments import INSTRUMENTS
 
 #: Packages that every run needs.
-PACKAGES = ("calcos", "crds", "astropy", "spec-plots", "pillow", "rich", "jinja2")
+PACKAGES = ("calcos", "crds", "drizzlepac", "astropy", "astroquery", "spec-plots", "pillow", "rich", "jinja2")
 
-#: Program -> what it calibrates, whether this version uses it, how to get it.
-PROGRAMS = {
-    "calcos": ("COS", True, "pip install calcos"),
-    "bash": ("the config scripts", True, "install the package bash"),
-}
+#: Programs of HSTCAL, which the Python package index does not have: without them, other instruments can be calibrated.
+_HSTCAL = ("calacs.e", "calwf3.e", "cs0.e")
 
 #: Free space below which a COS association (1.5 GB of products) may fail, in bytes.
 ENOUGH_SPACE = 4_000_000_000
@@ -71,7 +69,8 @@ def examine(name: str = config.DEFAULT_CONFIG) -> list[Finding]:
     return [
         Finding("python", True, platform.python_version()),
         *(_package(p) for p in PACKAGES),
-        *(_program(p, settings) for p in PROGRAMS),
+        _program("bash", "the config scripts", "install the package bash", settings),
+        *_programs(settings),
         *_crds(settings),
         _space("scratch", settings.home),
         _space("current directory", Path.cwd()),
@@ -102,10 +101,21 @@ def _package(name: str) -> Finding:
         return Finding(f"package {name}", False, "not installed", f"pip install {name}")
 
 
-def _program(name: str, settings: Config) -> Finding:
-    use, needed, remedy = PROGRAMS[name]
+def _programs(settings: Config) -> list[Finding]:
+    """Look for every program of every recipe."""
+    users: dict[str, list[str]] = {}
+    remedies: dict[str, str] = {}
+    for row in INSTRUMENTS.values():
+        for program in row.programs:
+            users.setdefault(program.name, []).append(row.name.upper())
+            remedies[program.name] = program.remedy.removesuffix("; see caldp doctor")
+    return [_program(name, " and ".join(use), remedies[name], settings) for name, use in users.items()]
+
+
+def _program(name: str, use: str, remedy: str, settings: Config) -> Finding:
     path = programs.find(name, settings.environment.get("PATH", ""))
-    return Finding(f"program {name}", path is not None, path or f"not found: needed for {use}", remedy, needed)
+    found = path or f"not found: needed for {use}"
+    return Finding(f"program {name}", path is not None, found, remedy, needed=name not in _HSTCAL)
 
 
 def _crds(settings: Config) -> list[Finding]:

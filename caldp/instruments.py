@@ -121,8 +121,9 @@ class Instrument:
         Environment variable in the names of references, as in ``lref$x_flat.fits``; empty where none are assigned.
     late_references : tuple of str
         Reference keywords that programs want and that CRDS rules may not know: a user may give one all the same.
-    unread_references : tuple of str
-        Reference keywords that CRDS fills and no program reads: these files need not be there.
+    read_by : mapping
+        Reference keyword -> the calibration steps that read it.  CRDS names these whatever the headers ask for; where
+        no such step is PERFORM the file need not be there.
     kept : tuple of str
         Regular expressions of the names that are delivered, with the placeholders ``{dataset}``, ``{root}`` and
         ``{roots}`` (of the dataset, its members and products).
@@ -158,7 +159,7 @@ class Instrument:
     numbers: tuple[str, ...] = ()
     reference_variable: str = ""
     late_references: tuple[str, ...] = ()
-    unread_references: tuple[str, ...] = ()
+    read_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kept: tuple[str, ...] = (r"({roots})(_\w+\.fits|\.tra)",)
     dropped: tuple[str, ...] = ()
     spectra: tuple[str, ...] = ()
@@ -205,8 +206,20 @@ _NOTHING_VIABLE = {
     65: "none of the exposures can be used",
 }
 
-#: The distortion that drizzlepac reads is in NPOLFILE and D2IMFILE since 2012.
-_UNREAD = ("DGEOFILE",)
+#: The distortion that drizzlepac reads is in NPOLFILE and D2IMFILE: nothing reads DGEOFILE.
+_DIRECT_READ_BY: dict[str, tuple[str, ...]] = {"DGEOFILE": ()}
+
+#: From sciflags.c of STIS.
+_STIS_READ_BY = {
+    "APERTAB": ("PHOTCORR", "FLUXCORR"),
+    "CRREJTAB": ("CRCORR", "RPTCORR"),
+    "GACTAB": ("FLUXCORR",),
+    "IDCTAB": ("GEOCORR",),
+    "IMPHTTAB": ("PHOTCORR",),
+    "PCTAB": ("FLUXCORR",),
+    "PHOTTAB": ("FLUXCORR",),
+    "TDSTAB": ("PHOTCORR", "FLUXCORR"),
+}
 
 _IPPPSSOOT_FACTS = ("INSTRUME", "ROOTNAME", "DETECTOR", "OBSTYPE", "EXPTYPE")
 
@@ -229,7 +242,7 @@ _ROWS = (
         facts=(*_IPPPSSOOT_FACTS, *expectations.DIRECT_STEPS),
         reference_variable="jref",
         late_references=("SATUFILE",),
-        unread_references=_UNREAD,
+        read_by=_DIRECT_READ_BY,
         images=("raw", "flt", "flc", "crj", "drz", "drc"),
         mast_suffixes=("ASN", "RAW"),
     ),
@@ -251,7 +264,7 @@ _ROWS = (
         facts=(*_IPPPSSOOT_FACTS, *expectations.DIRECT_STEPS),
         reference_variable="iref",
         late_references=("SATUFILE",),
-        unread_references=_UNREAD,
+        read_by=_DIRECT_READ_BY,
         images=("raw", "flt", "flc", "crj", "ima", "drz", "drc"),
         mast_suffixes=("ASN", "RAW"),
     ),
@@ -326,6 +339,7 @@ _ROWS = (
         facts=(*_IPPPSSOOT_FACTS, "OBSMODE", "NEXTEND", "WAVECAL", *expectations.STIS_STEPS),
         numbers=("NEXTEND",),
         reference_variable="oref",
+        read_by=_STIS_READ_BY,
         dropped=(r".*_epc\.fits",),
         spectra=("x1d", "sx1"),
         images=("flt", "crj", "sx2", "x2d"),

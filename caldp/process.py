@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from caldp import config, instruments, messages
 from caldp.config import DEFAULT_CONFIG, Config
 from caldp.dataset import Dataset
-from caldp.errors import CaldpError, ExistsError, Stop, UnsupportedError, describe
+from caldp.errors import CaldpError, ExistsError, ReferencesError, Stop, UnsupportedError, describe
 from caldp.instruments import Instrument
 from caldp.messages import Status
 from caldp.reporter import Outcome, Reporter
@@ -207,6 +207,41 @@ def plan(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCH
             }
             _tell_plan(run, outcome.plan)
         outcome.state, outcome.context, outcome.references = "planned", refs.context, len(refs.files)
+    return outcome
+
+
+def survey(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCHED) -> Outcome:
+    """Say which references a dataset needs and whether each is present and intact. Writes no output.
+
+    Parameters
+    ----------
+    request, reporter, interrupts
+        As for ``process``.
+
+    Returns
+    -------
+    Outcome
+        Its ``plan`` holds the answer; its exit status is that of a calibration where one is not.
+    """
+    with concluded(request, reporter, interrupts) as outcome:
+        job = Job.prepare(request)
+        from caldp import inputs, references
+
+        with opened(job, reporter, interrupts, Status(job.dataset.name, 0, "placed", run=_identity())) as run:
+            found = references.survey(run, inputs.fetch(run, request.input))
+        outcome.state, outcome.context, outcome.references = "planned", found.context, len(found.checked)
+        outcome.plan = {
+            "context": found.context,
+            "crds": found.crds_version,
+            "cache": str(job.settings.crds_path),
+            "references": [checked.to_json() for checked in found.checked],
+        }
+        wrong = [checked for checked in found.checked if checked.problem]
+        if wrong:
+            raise ReferencesError(
+                f"{job.dataset}: {len(wrong)} of {len(found.checked)} references cannot be used, first {wrong[0].name}",
+                remedy="sync the CRDS cache, choose another --context, or give your own file with --override",
+            )
     return outcome
 
 

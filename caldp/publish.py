@@ -215,7 +215,7 @@ def _record(
 
 def _versions() -> dict[str, str]:
     versions = {"caldp": caldp.__version__, "python": platform.python_version()}
-    for package in ("astropy", "numpy", "spec-plots"):
+    for package in ("astropy", "numpy", "drizzlepac", "photutils", "stwcs", "spec-plots"):
         versions[package] = importlib.metadata.version(package)
     return versions
 

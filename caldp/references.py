@@ -16,7 +16,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,19 +119,148 @@ def assign(run: Run, inputs: Inputs) -> References:
         if not run.recipe.reference_variable:
             run.telemetry.info("mosaics are made of calibrated exposures: no references are assigned")
             return References("", "", (), run.workspace.references)
-        server = _server_config(run)
-        _bestrefs(run, inputs, server)
-        chosen, context, version = _chosen(run, inputs)
-        overrides = _override(run, inputs)
-        chosen = {(kind, name) for kind, name in chosen if kind not in overrides}
-        files = [_verify(run, kind, name, server) for kind, name in sorted(chosen)]
-        files += [_own_reference(run, kind, path) for kind, path in sorted(overrides.items())]
+        choice = _choose(run, inputs)
+        files = [_verify(run, kind, name, choice.server) for kind, name in sorted(choice.chosen)]
+        files += [_own_reference(run, kind, path) for kind, path in sorted(choice.overrides.items())]
         _link(run, files)
-        _refuse_bad(run, files, server)
+        _refuse_bad(run, files, choice.server)
         stage.bytes_in = sum(f.size for f in files)
-        references = References(context, version, tuple(files), run.workspace.references)
+        references = References(choice.context, choice.crds_version, tuple(files), run.workspace.references)
         run.telemetry.info(f"{references}")
     return references
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One reference that a dataset needs, and its state.
+
+    Attributes
+    ----------
+    type, name : str
+        Header keyword and file name.
+    reference : Reference or None
+        The file, when it is there and whole.
+    problem : str
+        What is wrong with it; empty if nothing is.
+    """
+
+    type: str
+    name: str
+    reference: Reference | None
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        found = {"size": self.reference.size, "sha1": self.reference.sha1} if self.reference else {}
+        path = {"path": self.reference.path, "override": self.reference.override} if self.reference else {}
+        return {"type": self.type, "name": self.name, **found, **path, "ok": not self.problem, "problem": self.problem}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What references a dataset needs, and whether they are there.
+
+    Attributes
+    ----------
+    context, crds_version : str
+        As in ``References``.
+    checked : tuple of Checked
+        Sorted by type and name.
+    """
+
+    context: str
+    crds_version: str
+    checked: tuple[Checked, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every reference is present and intact."""
+        return not any(c.problem for c in self.checked)
+
+
+def survey(run: Run, inputs: Inputs) -> Survey:
+    """Look at the references of a dataset without failing at the first that is missing.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    inputs : Inputs
+        Working copies of the raw data; their headers are changed.
+
+    Returns
+    -------
+    Survey
+
+    Raises
+    ------
+    ReferencesError
+        If the context is unknown, CRDS cannot choose, or an override does not fit these data.
+    """
+    with run.telemetry.stage("references"):
+        if not run.recipe.reference_variable:
+            return Survey("", "", ())
+        choice = _choose(run, inputs)
+        bad = set(choice.server.get("bad_files_list", ()))
+        checked = [_check(run, kind, name, choice.server, bad) for kind, name in sorted(choice.chosen)]
+        own = [_own_reference(run, kind, path) for kind, path in sorted(choice.overrides.items())]
+        checked += [Checked(reference.type, reference.name, reference) for reference in own]
+        return Survey(choice.context, choice.crds_version, tuple(checked))
+
+
+def as_text(answer: Mapping[str, Any]) -> str:
+    """Lay the answer of ``process.survey`` out for people.
+
+    Parameters
+    ----------
+    answer : mapping
+        ``context``, ``crds``, ``cache`` and ``references``.
+
+    Returns
+    -------
+    str
+        One line for each reference: type, name, size and state.
+    """
+    if not answer["context"]:
+        return "no references are assigned: a mosaic is made of calibrated exposures"
+    rows = [("TYPE", "FILE", "BYTES", "STATE")]
+    for one in answer["references"]:
+        state = one["problem"] or ("your own" if one["override"] else "intact")
+        rows.append((one["type"], one["name"], f"{one['size']:,}" if "size" in one else "-", state))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}" for row in rows]
+    count = len(answer["references"])
+    return "\n".join([f"{count} references of {answer['context']}, cache {answer['cache']}", *lines])
+
+
+def _check(run: Run, kind: str, name: str, server: dict[str, Any], bad: set[str]) -> Checked:
+    try:
+        reference = _verify(run, kind, name, server)
+    except ReferencesError as error:
+        return Checked(kind, name, None, error.message.removeprefix(f"{run.dataset}: "))
+    known_bad = name in bad and not run.config.allow_bad_references
+    return Checked(kind, name, reference, "CRDS knows it to be bad" if known_bad else "")
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What CRDS chose, and what the user chose instead."""
+
+    context: str
+    crds_version: str
+    chosen: frozenset[tuple[str, str]]
+    overrides: dict[str, Path]
+    server: dict[str, Any]
+
+
+def _choose(run: Run, inputs: Inputs) -> _Choice:
+    """Let CRDS and the user choose, and write it into the headers."""
+    server = _server_config(run)
+    _bestrefs(run, inputs, server)
+    chosen, context, version = _chosen(run, inputs)
+    overrides = _override(run, inputs)
+    kept = frozenset((kind, name) for kind, name in chosen if kind not in overrides)
+    return _Choice(context, version, kept, overrides, server)
 
 
 def contexts(config: Config) -> list[str]:
@@ -245,7 +374,7 @@ def _chosen(run: Run, inputs: Inputs) -> tuple[set[tuple[str, str]], str, str]:
         seen.add((str(header.get("CRDS_CTX", "")), str(header.get("CRDS_VER", ""))))
         for key, value in header.items():
             named = isinstance(value, str) and value.strip().lower().startswith(prefix)
-            if named and key not in run.recipe.unread_references:
+            if named and _is_read(run, header, key):
                 chosen.add((key, value.strip()[len(prefix) :]))
     if len(seen) != 1 or not all(next(iter(seen))):
         raise ReferencesError(
@@ -260,6 +389,12 @@ def _chosen(run: Run, inputs: Inputs) -> tuple[set[tuple[str, str]], str, str]:
             remedy=run.see_log,
         )
     return chosen, context, version.split(",")[0]
+
+
+def _is_read(run: Run, header: Mapping[str, Any], key: str) -> bool:
+    """Whether any calibration step that these headers ask for reads a reference."""
+    steps = run.recipe.read_by.get(key)
+    return steps is None or any(str(header.get(step, "")).strip().upper() == "PERFORM" for step in steps)
 
 
 def _override(run: Run, inputs: Inputs) -> dict[str, Path]:

@@ -53,6 +53,7 @@ _FACTS_FROM = ("x1d", "sx1", "flt", "flc", "corrtag", "corrtag_a", "corrtag_b", 
 
 _SUFFIXES = {
     "asn": "association table",
+    "cal_env": "settings of the programs",
     "corrtag": "corrected events",
     "counts": "count image",
     "crj": "cosmic rays rejected, combined",
@@ -60,16 +61,31 @@ _SUFFIXES = {
     "drc": "drizzled, CTE corrected",
     "drz": "drizzled",
     "flc": "flat-fielded, CTE corrected",
+    "flc_hlet": "coordinates (headerlet)",
     "flt": "flat-fielded image",
+    "flt_hlet": "coordinates (headerlet)",
+    "hlet": "coordinates (headerlet)",
+    "ima": "calibrated readouts",
+    "jnk": "support, planning and telemetry",
     "lampflash": "wavelength calibration lamp",
+    "log": "log of a program",
+    "manifest": "list of products",
+    "point-cat": "catalogue of point sources",
+    "raw": "raw data",
+    "rawaccum": "raw image",
+    "rawacq": "raw acquisition image",
+    "rawtag": "raw events",
+    "segment-cat": "catalogue of segments",
     "spt": "support, planning and telemetry",
     "sx1": "spectrum of combined exposures",
-    "sx2": "two-dimensional spectrum, combined",
+    "sx2": "two-dimensional, combined exposures",
+    "tag": "raw events",
     "tra": "trailer: what the programs said",
     "trl": "trailer: what the programs said",
+    "wav": "wavelength calibration exposure",
     "x1d": "spectrum of one exposure",
     "x1dsum": "combined spectrum",
-    "x2d": "two-dimensional spectrum",
+    "x2d": "two-dimensional, corrected",
 }
 
 #: Lines of the Earth's upper atmosphere that outshine faint targets, in Angstrom: name, from, to, peak.
@@ -93,6 +109,10 @@ _KEYWORDS = (
 
 _ALARM = re.compile(r"\b(?:WARNING|ERROR|CRITICAL|FATAL|Warning:|Error:|\w+(?:Error|Warning):)")
 _EXPOSURE = re.compile(r"([a-z][a-z0-9]{8})_(\w+)\.fits")
+
+#: How the names of the products of mosaics begin, and an exposure among them: eight of the nine characters.
+_MOSAIC = "hst_"
+_MOSAIC_EXPOSURE = re.compile(r"hst_\w+_([a-z][a-z0-9]{7})_(fl[ct])\.fits")
 
 
 def render(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -150,6 +170,8 @@ def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str,
         hero = min((p for p in pictures if p.uri), key=_picture_rank, default=None)
     exposures, headers = _exposures(directory, [p["name"] for p in products])
     best = _header(directory / spectrum.product) if spectrum else {}
+    if hero is not None and not headers:  # a sky cell has no exposures of its own
+        best = _header(directory / hero.product)
     started, finished = _when(manifest.get("started")), _when(manifest.get("finished"))
     total = _mapping(metrics.get("total"))
     seconds = (finished - started).total_seconds() if started and finished else _number(total.get("wall_s"))
@@ -281,8 +303,7 @@ def _file_row(entry: Mapping[str, Any], checksum: str) -> dict[str, str]:
 
 def _fate(directory: Path, product: Mapping[str, Any]) -> dict[str, str]:
     """Say what a product is, by its suffix, and whether it is where it should be."""
-    stem = PurePosixPath(product["name"]).name
-    suffix = stem.rpartition(".")[2] if not stem.endswith(".fits") else stem[:-5].partition("_")[2]
+    suffix = _suffix(PurePosixPath(product["name"]).name)
     base = re.sub(r"_[a-d]$|\d$", "", suffix)
     what = _SUFFIXES.get(suffix) or _SUFFIXES.get(base, "")
     if suffix != base and what and suffix not in _SUFFIXES:
@@ -293,6 +314,18 @@ def _fate(directory: Path, product: Mapping[str, Any]) -> dict[str, str]:
     with contextlib.suppress(OSError):  # a name longer than names can be
         there = path is not None and path.is_file()
     return {"what": what, "problem": "" if there else "not in the folder"}
+
+
+def _suffix(name: str) -> str:
+    """Return what a file name says of the content: what follows the root name, else the extension."""
+    stem, _, extension = name.rpartition(".")
+    root, _, suffix = stem.rpartition("_") if stem.startswith(_MOSAIC) else stem.partition("_")
+    # The names of mosaics, and of the text files beside them, have underscores of their own.
+    return suffix if extension == "fits" or root.startswith(_MOSAIC) else _text_suffix(stem) or extension
+
+
+def _text_suffix(stem: str) -> str:
+    return next((suffix for suffix in ("cal_env", "manifest") if stem.endswith(f"_{suffix}")), "")
 
 
 def _inside(directory: Path, name: str) -> Path | None:
@@ -434,7 +467,7 @@ def _exposures(directory: Path, names: Sequence[str]) -> tuple[dict[str, Any], l
     """
     products: dict[str, dict[str, str]] = {}
     for name in names:
-        if match := _EXPOSURE.fullmatch(name):
+        if match := _EXPOSURE.fullmatch(name) or _MOSAIC_EXPOSURE.fullmatch(name):
             products.setdefault(match[1], {})[match[2]] = name
     roles: dict[str, str] = {}
     found: list[tuple[str, dict[str, Any]]] = []
@@ -443,8 +476,9 @@ def _exposures(directory: Path, names: Sequence[str]) -> tuple[dict[str, Any], l
             roles |= _roles(directory / products[root]["asn"])
         for suffix in sorted(products[root], key=_rank):
             header = _header(directory / products[root][suffix])
-            if "EXPTIME" in header and str(header.get("ROOTNAME", root)).lower() == root:
-                found.append((root, header))
+            rootname = str(header.get("ROOTNAME", root)).strip().lower()
+            if "EXPTIME" in header and rootname.startswith(root):
+                found.append((rootname, header))
                 break
     columns = ["Exposure", "Role", "Type", "Start (UTC)", "Time (s)", "Detector", "Segment"]
     columns += ["Grating", "Filter", "Cenwave (Å)", "Aperture", "FP-POS"]
@@ -560,8 +594,10 @@ class Picture:
 def _picture_rank(picture: Picture) -> int:
     """Order pictures by how much of the calibration is in what they show."""
     suffixes = ("drc", "drz", "crc", "crj", "sx2", "x2d", "flc", "flt")
-    suffix = picture.product.removesuffix(".fits").partition("_")[2]
-    return next((i for i, name in enumerate(suffixes) if suffix.startswith(name)), len(suffixes))
+    suffix = _suffix(picture.product)
+    rank = next((i for i, name in enumerate(suffixes) if suffix.startswith(name)), len(suffixes))
+    # Of mosaics, colours say most, then all filters together.
+    return 3 * rank - (2 if "_color" in picture.name else 1 if "_total_" in picture.name else 0)
 
 
 def _pictures(directory: Path, entries: Sequence[Mapping[str, Any]]) -> list[Picture]:

@@ -616,3 +616,33 @@ def test_page_is_valid_without_json_types(directory: Path, manifest: dict[str, A
     """What comes back from JSON is what render is given in practice."""
     again = json.loads(json.dumps(manifest))
     assert report.render(directory, again, METRICS) == report.render(directory, manifest, METRICS)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("j8bt05njq_flt_hlet.fits", "coordinates (headerlet)"),
+        ("hst_9019_05_acs_hrc_f555w_j8bt05nj_flt.fits", "flat-fielded image"),
+        ("hst_9774_01_acs_wfc_total_j8ph01_point-cat.ecsv", "catalogue of point sources"),
+        ("hst_skycell-p0047x20y18_acs_hrc_f555w_all_trl.txt", "trailer: what the programs said"),
+        ("acs_8bt_05_manifest.txt", "list of products"),
+        ("astrodrizzle.log", "log of a program"),
+        ("iacs01t4q_cal_env.txt", "settings of the programs"),
+        ("ldfd01vnq_rawtag_a.fits", "raw events, segment A"),
+        ("ldfd01010_jnk.fits", "support, planning and telemetry"),
+    ],
+)
+def test_what_a_product_is(tmp_path: Path, name: str, what: str) -> None:
+    assert report._fate(tmp_path, {"name": name})["what"] == what
+
+
+def test_the_picture_of_a_mosaic_is_the_one_in_colour() -> None:
+    best_first = [
+        ("total_j8ph01_drc_color.jpg", "total_j8ph01_drc.fits"),
+        ("total_j8ph01_drc.jpg", "total_j8ph01_drc.fits"),
+        ("f555w_j8ph01_drc.jpg", "f555w_j8ph01_drc.fits"),
+        ("f555w_j8ph01nj_drz.jpg", "f555w_j8ph01nj_drz.fits"),
+    ]
+    start = "hst_9774_01_acs_wfc_"
+    pictures = [report.Picture(f"previews/{start}{n}", start + product, "image", "") for n, product in best_first]
+    assert sorted(reversed(pictures), key=report._picture_rank) == pictures
