@@ -53,6 +53,8 @@ test-slow: $(VENV)/.installed-test
 
 perf: $(VENV)/.installed-test
 	$(BIN)/python tests/perf/overhead.py
+	$(BIN)/python tests/perf/previews.py
+	$(BIN)/python tests/perf/download.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
