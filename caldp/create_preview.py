@@ -1,21 +1,9 @@
 """Previews: pictures of products that people can look at.
 
 A spectrum gets ``<base>.png``, ``<base>_thumb.png`` and, for COS, ``<base>_prev.fits`` (the plotted points),
-made by spec-plots.  An image gets ``<base>.jpg`` and ``<base>_thumb.jpg``, made here:
-
-- All science extensions of the file are in one picture with one scale, so that they can be compared.  Chips
-  wider than tall are stacked upwards, extension 1 at the bottom (the order of the chips of ACS/WFC and
-  WFC3/UVIS on their detectors); others are in reading order (of the two images of a COS acquisition, the
-  first is left).
-- y points up and the origin is at the lower left, as in every FITS viewer.
-- Asinh stretch of the interval that holds 99.5 per cent of the valid pixels.  Where most pixels share one
-  value (single photons on an empty background), the interval is that of the others, and at least ten times as
-  wide as half of them need, or as wide as all of them need: a photon then is dark grey, a star is white.
-- Pixels that DQ calls bad, or that hold no number, are blue (`BAD_COLOR`); places without exposure (zero
-  weight in a drizzled image, the gap between chips) are dark slate (`BLANK_COLOR`).  Neither enters the
-  scale, nor the mean where pixels are averaged; there they tint the mean, in the full-size picture so that one
-  in sixteen still shows.
-- Pictures longer than `MAX_SIDE` are averaged down by a whole factor.
+made by spec-plots.  An image gets ``<base>.jpg`` and ``<base>_thumb.jpg``.  The mosaics of one visit or sky cell in two
+or more filters get a composite, ``hst_..._total_..._color.jpg`` and ``..._color_thumb.jpg``.  How they are drawn is
+said in ``caldp.previews``: ``spectrum``, ``image`` and ``colour``.
 
 ``python -m caldp.create_preview FILE...`` makes previews by hand.  In a run, `create_previews` starts the
 same command for a few files each: importing matplotlib is paid once, and a crash cannot take the run with it.
@@ -25,15 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
-import math
 import os
 import shutil
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,47 +26,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from caldp.errors import PreviewError
 from caldp.fitsfile import damage_raises
+from caldp.previews import colour, image, spectrum
 from caldp.programs import ProgramRun
 
 if TYPE_CHECKING:
-    import numpy as np
     from astropy.io import fits
-    from numpy.typing import NDArray
-    from PIL import Image
+    from PIL.Image import Image
 
     from caldp.calibrate import Products
+    from caldp.previews.colour import Composite
+    from caldp.previews.image import Mosaic
     from caldp.run import Run
 
-    Floats = NDArray[np.float64]
-
-#: RGB of a pixel that is not finite or that DQ calls bad: told from grey by eyes of every kind.
-BAD_COLOR = (40, 90, 200)
-
-#: RGB of places without exposure.
-BLANK_COLOR = (30, 34, 48)
-
-#: Longest side of a full-size picture, in pixels: whole frames of ACS/WFC and WFC3/UVIS fit, with overscan.
-MAX_SIDE = 4352
-
-#: DQ bits that make a pixel bad where the header does not say (SDQFLAGS does, for COS and STIS), as ACS and
-#: WFC3 define them: decoding error, fill, bad detector pixel, masked or unstable, hot, bad column, bad in a
-#: reference.  Warm pixels, saturation and cosmic rays stay: they are what the detector saw.
-BAD_BITS = 1 | 2 | 4 | 8 | 16 | 128 | 512
-
-_INTERVAL = 99.5
-_CONTRAST = 10.0
-"""Where most pixels share one value: the scale reaches so many times as far from it as half of the others do."""
-
-_HUGE = 1e38
-"""Values beyond are no measurement: they would not survive in a 32-bit float."""
-
-_SAMPLE = 4_000_000
-"""Pixels that are enough to find the interval."""
-
-_CHUNK = 1 << 23
-"""Pixels of a large image that are in memory at a time."""
-
-_NOT_SCIENCE = ("ERR", "DQ", "WHT", "CTX", "SAMP", "TIME", "D2IMARR", "WCSDVARR")
 _SCRATCH = ".preview-"
 
 Kind = Literal["spectrum", "image", "thumbnail", "table"]
@@ -136,7 +92,7 @@ def preview_kind(path: Path) -> Literal["spectrum", "image"] | None:
     PreviewError
         If the file cannot be read as FITS, or is truncated.
     """
-    with _explained(path), _opened(path) as hdus:
+    with _explained(path.name), _opened(path) as hdus:
         return _kind(hdus)
 
 
@@ -165,17 +121,17 @@ def make_spectrum_preview(product: Path, directory: Path) -> list[Preview]:
     A spectrum without signal is plotted as what it is: spec-plots 1.37.1 writes "Fluxes are all 0." into the
     picture, and a warning when every point has a bad DQ_WGT.
     """
-    with _explained(product):
+    with _explained(product.name):
         with _opened(product) as hdus:
             names = _names(product, hdus, "spectrum")
-            _require_flux(hdus)
-        with _published(product, directory, names) as scratch:
-            _plot(product, scratch, ["png", "fits"] if "table" in names.values() else ["png"])
-    return _listed(product, directory, names)
+            spectrum.require_flux(hdus)
+        with _published(product.name, directory, names) as scratch:
+            spectrum.plot(product, scratch, ["png", "fits"] if "table" in names.values() else ["png"])
+    return _listed(product.name, directory, names)
 
 
 def make_image_preview(product: Path, directory: Path, thumbnail: int = 128) -> list[Preview]:
-    """Draw an image; the module says how.
+    """Draw an image; `caldp.previews.image` says how.
 
     Parameters
     ----------
@@ -199,23 +155,46 @@ def make_image_preview(product: Path, directory: Path, thumbnail: int = 128) -> 
     -----
     An image whose pixels are all equal, or all bad, is drawn flat and says so in words.
     """
-    from PIL import Image
-
-    with _explained(product):
+    with _explained(product.name):
         with _opened(product) as hdus:
             names = _names(product, hdus, "image")
-            mosaic = _read_mosaic(hdus)
-        with _published(product, directory, names) as scratch:
-            full = mosaic.draw(thumbnail=False)
-            longest = max(full.size)
-            small = mosaic.binned(max(1, longest // thumbnail)).draw(thumbnail=True)
-            scale = thumbnail / longest
-            shape = (max(1, round(full.width * scale)), max(1, round(full.height * scale)))
-            small = small.resize(shape, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)
-            for name, picture in zip(names, (full, small), strict=True):
-                # No chroma subsampling: it would smear the colour of a single bad pixel over its neighbours.
-                picture.save(scratch / name, format="JPEG", quality=90, subsampling=0)
-    return _listed(product, directory, names)
+            mosaic = image.read(hdus)
+        with _published(product.name, directory, names) as scratch:
+            _save(scratch, names, image.pictures(mosaic, thumbnail))
+    return _listed(product.name, directory, names)
+
+
+def make_colour_preview(products: Sequence[Path], directory: Path, thumbnail: int = 128) -> list[Preview]:
+    """Draw the colour composite of some mosaics; `caldp.previews.colour` says how.
+
+    Parameters
+    ----------
+    products : sequence of Path
+        Filter products of one visit or sky cell and one camera, and perhaps their total product, all of one shape.
+        Other files are passed over.
+    directory : Path
+        Where ``hst_..._color.jpg`` and ``hst_..._color_thumb.jpg`` go; created when missing.
+    thumbnail : int
+        Longest side of the thumbnail, in pixels.
+
+    Returns
+    -------
+    list of Preview
+        Of the total product if it was given, else of the one that is red.
+
+    Raises
+    ------
+    PreviewError
+        If their names do not make exactly one composite, or their images have different shapes.
+    """
+    composite = _the_composite(products)
+    names = _composite_names(composite)
+    with _explained(composite.base):
+        for note in composite.notes:
+            print(note, file=sys.stderr)
+        with _published(composite.base, directory, names) as scratch:
+            _save(scratch, names, colour.pictures(_channels(composite), thumbnail))
+    return _listed(composite.product.name, directory, names)
 
 
 def make_preview(product: Path, directory: Path, thumbnail: int = 128) -> list[Preview]:
@@ -254,6 +233,7 @@ def create_previews(
     *,
     jobs: int = 2,
     thumbnail: int = 128,
+    composites: bool = False,
     cancel: Callable[[], None] = lambda: None,
 ) -> list[Preview]:
     """Make and verify the previews of all products of a dataset.
@@ -270,32 +250,37 @@ def create_previews(
         Worker processes at a time.
     thumbnail : int
         Longest side of images' thumbnails, in pixels.
+    composites : bool
+        Make the colour composites that the products' names allow, too.
     cancel : callable
         Stops the programs that ``run_program`` is running.
 
     Returns
     -------
     list of Preview
-        In the order of ``products``.
+        In the order of ``products``, then of the composites, by name.
 
     Raises
     ------
     PreviewError
-        Naming every product without its previews, and why: its worker failed or was killed, or a preview is
-        missing, empty or unreadable.  Previews of the other products are there.
+        Naming every product and composite without its previews, and why: its worker failed or was killed, or a
+        preview is missing, empty or unreadable.  The previews of all others are there.
     """
     products = [product.absolute() for product in products]
     if not products:
         return []
     directory = directory.absolute()
     _require_distinct(products, directory)
-    with _explained(directory):
+    tasks = [_Task(product.name, (product,)) for product in products]
+    if composites:
+        tasks += [_Task(c.base, c.sources, c) for c in colour.find(products)]
+    with _explained(directory.name):
         directory.mkdir(parents=True, exist_ok=True)
-        for product in products:  # what an earlier attempt left must not pass for the work of this one
-            for name in (f"{_base(product)}{end}" for end in _ENDINGS):
+        for task in tasks:  # what an earlier attempt left must not pass for the work of this one
+            for name in task.possible_names:
                 (directory / name).unlink(missing_ok=True)
-    groups = _shared(products, jobs)
-    problems: dict[Path, str] = {}
+    groups = _shared(tasks, jobs)
+    problems: dict[str, str] = {}
     try:
         with ThreadPoolExecutor(len(groups)) as pool:
             try:
@@ -309,15 +294,15 @@ def create_previews(
     for group, run in zip(groups, runs, strict=True):
         problems |= _problems(group, run)
     previews: list[Preview] = []
-    for product in products:
-        if product not in problems:
+    for task in tasks:
+        if task.label not in problems:
             try:
-                previews += _verified(product, directory)
+                previews += _verified(task, directory)
             except PreviewError as error:
-                problems[product] = error.message
+                problems[task.label] = error.message
     if problems:
         raise PreviewError(
-            "; ".join(problems[product] for product in products if product in problems),
+            "; ".join(problems[task.label] for task in tasks if task.label in problems),
             remedy="the log of the run has the details",
         )
     return previews
@@ -353,6 +338,8 @@ def preview(run: Run, products: Products) -> list[Preview]:
             workspace.previews,
             run_program,
             jobs=config.preview_jobs,
+            thumbnail=run.recipe.thumbnail,
+            composites=run.recipe.composites,
             cancel=run.telemetry.cancel_programs,
         )
         stage.bytes_in = sum(p.stat().st_size for p in products.previewed)
@@ -372,39 +359,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 28 when a preview could not be made (the others are); 2 when a file does not exist or is not FITS
-        (nothing is made).
+        0; 28 when a preview could not be made (the others are); 2 when a file does not exist or is not FITS, or when
+        the files of a composite do not make one (nothing is made).
     """
     parser = argparse.ArgumentParser(prog="python -m caldp.create_preview", description="Make previews of FITS files.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FITS file: spectrum or image")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="FITS file: spectrum or image")
+    parser.add_argument(
+        "--composite",
+        nargs="+",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="mosaics of one visit or sky cell in several filters: make their colour composite (may be repeated)",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where previews go (default: beside each file)")
     parser.add_argument("--thumbnail", type=int, default=128, metavar="N", help="longest side in pixels (default: 128)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document per file")
+    parser.add_argument("--json", action="store_true", help="print one JSON document per file or composite")
     try:
         options = parser.parse_args(argv)
         if options.thumbnail < 1:
             parser.error("--thumbnail must be at least 1")
+        if not options.files and not options.composite:
+            parser.error("no files")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    unusable = {file: reason for file in options.files if (reason := _not_fits(file))}
+    unusable = {file: reason for file in sum(options.composite, options.files) if (reason := _not_fits(file))}
+    tasks: list[_Task] = []
     if not unusable:
         try:
             _require_distinct(options.files, options.output)
+            tasks = [_Task(file.name, (file,)) for file in options.files]
+            for composite in map(_the_composite, options.composite):
+                tasks.append(_Task(composite.base, composite.sources, composite))
         except PreviewError as error:
-            unusable[options.files[0]] = error.message
+            unusable[sum(options.composite, options.files)[0]] = error.message
     for file, reason in unusable.items():
-        _tell(file, [], reason, options.json)
+        _tell(file.name, [], reason, options.json)
     if unusable:
         return 2
     failed = False
-    for file in options.files:
+    for task in tasks:
+        directory = options.output or task.files[0].parent
         try:
-            previews = make_preview(file, options.output or file.parent, options.thumbnail)
+            if task.composite:
+                previews = make_colour_preview(task.files, directory, options.thumbnail)
+            else:
+                previews = make_preview(task.files[0], directory, options.thumbnail)
         except PreviewError as error:
             failed = True
-            _tell(file, [], error.message, options.json)
+            _tell(task.label, [], error.message, options.json)
         else:
-            _tell(file, previews, "", options.json)
+            _tell(task.label, previews, "", options.json)
     return PreviewError.exit_code if failed else 0
 
 
@@ -418,6 +424,22 @@ _ENDINGS: dict[str, Kind] = {
     "_thumb.jpg": "thumbnail",
     "_prev.fits": "table",
 }
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker does in one go: the previews of one product, or a composite."""
+
+    label: str
+    files: tuple[Path, ...]
+    composite: Composite | None = None
+
+    @property
+    def possible_names(self) -> list[str]:
+        """Names of all previews that it may leave."""
+        if self.composite:
+            return list(_composite_names(self.composite))
+        return [f"{_base(self.files[0])}{ending}" for ending in _ENDINGS]
 
 
 def _base(product: Path) -> str:
@@ -434,6 +456,38 @@ def _names(product: Path, hdus: fits.HDUList, kind: str) -> dict[str, Kind]:
     return {f"{_base(product)}{ending}": _ENDINGS[ending] for ending in endings}
 
 
+def _composite_names(composite: Composite) -> dict[str, Kind]:
+    return {f"{composite.base}{ending}": _ENDINGS[ending] for ending in (".jpg", "_thumb.jpg")}
+
+
+def _the_composite(products: Sequence[Path]) -> Composite:
+    """Return the one composite that these files make."""
+    found = colour.find(products)
+    if len(found) != 1:
+        names = ", ".join(product.name for product in products)
+        raise PreviewError(
+            f"{len(found) or 'no'} colour composites can be made of {names}",
+            remedy="give the mosaics of one visit or sky cell and camera in at least two filters",
+        )
+    return found[0]
+
+
+def _channels(composite: Composite) -> Iterator[Mosaic]:
+    """Read the channels of a composite, one at a time."""
+    first: tuple[int, ...] = ()
+    for path in composite.channels:
+        with _explained(path.name), _opened(path) as hdus:
+            size = next((image.shape(hdu) for hdu in image.science(hdus)), ())
+            first = first or size
+            if size != first:
+                sizes = [" x ".join(map(str, reversed(shape))) for shape in (size, first)]
+                raise PreviewError(
+                    f"{path.name} has {sizes[0]} pixels and {composite.channels[0].name} {sizes[1]}:"
+                    " a composite needs one grid"
+                )
+            yield image.read(hdus)
+
+
 def _require_distinct(products: Sequence[Path], directory: Path | None = None) -> None:
     seen: dict[Path, Path] = {}
     for product in products:
@@ -444,7 +498,7 @@ def _require_distinct(products: Sequence[Path], directory: Path | None = None) -
 
 
 @contextlib.contextmanager
-def _published(product: Path, directory: Path, names: dict[str, Kind]) -> Iterator[Path]:
+def _published(label: str, directory: Path, names: dict[str, Kind]) -> Iterator[Path]:
     """Give a scratch directory; what was written there appears under its names once all of it is whole."""
     directory.mkdir(parents=True, exist_ok=True)
     # spec-plots 1.37.1 cuts the path of its thumbnail at the first ".png", directories included.
@@ -452,7 +506,7 @@ def _published(product: Path, directory: Path, names: dict[str, Kind]) -> Iterat
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as scratch:
         yield Path(scratch)
         for name, kind in names.items():
-            _check(Path(scratch) / name, kind, product)
+            _check(Path(scratch) / name, kind, label)
         for name in names:
             if parent is None:
                 with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=directory) as near:
@@ -462,19 +516,25 @@ def _published(product: Path, directory: Path, names: dict[str, Kind]) -> Iterat
                 (Path(scratch) / name).replace(directory / name)
 
 
-def _listed(product: Path, directory: Path, names: dict[str, Kind]) -> list[Preview]:
-    return [Preview(name, kind, product.name, (directory / name).stat().st_size) for name, kind in names.items()]
+def _save(scratch: Path, names: Iterable[str], pictures: Iterable[Image]) -> None:
+    for name, picture in zip(names, pictures, strict=True):
+        # No chroma subsampling: it would smear the colour of a single bad pixel over its neighbours.
+        picture.save(scratch / name, format="JPEG", quality=90, subsampling=0)
 
 
-def _check(path: Path, kind: Kind, product: Path) -> None:
+def _listed(product: str, directory: Path, names: dict[str, Kind]) -> list[Preview]:
+    return [Preview(name, kind, product, (directory / name).stat().st_size) for name, kind in names.items()]
+
+
+def _check(path: Path, kind: Kind, label: str) -> None:
     """Raise PreviewError unless a preview is there and can be opened."""
     from astropy.io import fits
     from PIL import Image
 
     if not path.is_file():
-        raise PreviewError(f"{product.name}: its preview {path.name} was not written")
+        raise PreviewError(f"{label}: its preview {path.name} was not written")
     if not path.stat().st_size:
-        raise PreviewError(f"{product.name}: its preview {path.name} is empty")
+        raise PreviewError(f"{label}: its preview {path.name} is empty")
     try:
         if kind == "table":
             with _opened(path) as hdus:
@@ -487,28 +547,28 @@ def _check(path: Path, kind: Kind, product: Path) -> None:
                 picture.draft("L", (128, 128))
                 picture.load()
     except (PreviewError, OSError, SyntaxError, ValueError, IndexError) as error:
-        raise PreviewError(f"{product.name}: its preview {path.name} is unreadable: {error}") from error
+        raise PreviewError(f"{label}: its preview {path.name} is unreadable: {error}") from error
 
 
 # ---- FITS files
 
 
 @contextlib.contextmanager
-def _explained(product: Path) -> Iterator[None]:
+def _explained(label: str) -> Iterator[None]:
     """Turn whatever goes wrong with a product, in libraries too, into a PreviewError that names it."""
     try:
         yield
     except PreviewError as error:
-        if product.name in error.message:
+        if label in error.message:
             raise
-        raise PreviewError(f"{product.name}: {error.message}") from error
+        raise PreviewError(f"{label}: {error.message}") from error
     except SystemExit as stop:
-        raise PreviewError(f"{product.name}: cannot make a preview: {stop.code}") from stop
+        raise PreviewError(f"{label}: cannot make a preview: {stop.code}") from stop
     except MemoryError:
-        raise PreviewError(f"{product.name}: cannot make a preview: out of memory") from None
+        raise PreviewError(f"{label}: cannot make a preview: out of memory") from None
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise PreviewError(f"{product.name}: cannot make a preview: {reason}") from error
+        raise PreviewError(f"{label}: cannot make a preview: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -556,281 +616,39 @@ def _kind(hdus: fits.HDUList) -> Literal["spectrum", "image"] | None:
         return "spectrum" if {"WAVELENGTH", "FLUX"} <= columns else None
     dispersed = _keyword(hdus, "INSTRUME") in ("COS", "STIS") and _keyword(hdus, "OBSTYPE") == "SPECTROSCOPIC"
     empty = any(hdu.is_image and hdu.name == "SCI" and hdu.header.get("NAXIS") == 0 for hdu in hdus)
-    return "image" if (empty or _science(hdus)) and not dispersed else None
-
-
-# ---- spectra
-
-
-def _require_flux(hdus: fits.HDUList) -> None:
-    """Say what is wrong with a table, in words that spec-plots does not have."""
-    import numpy as np
-
-    table = hdus[1].data
-    if table is None or not len(table):
-        raise PreviewError("the table of spectra has no rows")
-    for row in range(len(table)):
-        flux = np.asarray(table["FLUX"][row], dtype=float)
-        if not np.isfinite(flux).any():
-            raise PreviewError(f"no finite flux in row {row + 1} of the table of spectra")
-
-
-def _plot(product: Path, scratch: Path, types: list[str]) -> None:
-    """Run spec-plots in this process."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=True)  # before pyplot is imported, which would look for a display
-    from matplotlib import pyplot as plt
-    from spec_plots.make_hst_spec_previews import make_hst_spec_previews
-    from spec_plots.utils import specutils_cos
-
-    make_fits = specutils_cos.make_fits
-
-    def make_finite_fits(spectrum: object, output: str, metrics: list[dict[str, Any]], source: str) -> None:
-        # The suggested range of a spectrum without signal is NaN, which FITS headers cannot hold: spec-plots
-        # 1.37.1 raises.  This is what it suggests for any other flat spectrum.
-        for metric in metrics:
-            if not all(math.isfinite(limit) for limit in metric["y_axis_range"]):
-                metric["y_axis_range"] = [-1.0, 1.0]
-        make_fits(spectrum, output, metrics, source)
-
-    said = io.StringIO()
-    specutils_cos.make_fits = make_finite_fits
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            warnings.simplefilter("ignore")
-            make_hst_spec_previews(str(product), output_path=str(scratch), output_type=types)
-    finally:
-        specutils_cos.make_fits = make_fits
-        plt.close("all")  # spec-plots leaves its figures open
-        if said.getvalue().strip():
-            print(f"{product.name}: {' '.join(said.getvalue().split())}", file=sys.stderr)
-
-
-# ---- images
-
-
-@dataclass(frozen=True)
-class _Mosaic:
-    """An image to draw: mean of the valid part of each pixel, and which shares of it are bad and blank.
-
-    All arrays have the shape (ny, nx), with the origin at the lower left; shares are from 0 to 1.
-    """
-
-    values: Floats
-    bad: NDArray[np.float32]
-    blank: NDArray[np.float32]
-
-    def binned(self, factor: int) -> _Mosaic:
-        """Average factor x factor pixels."""
-        import numpy as np
-
-        if factor == 1:
-            return self
-        weight = 1.0 - self.bad - self.blank
-        sums = _block_sum(np.where(weight > 0, self.values * weight, 0.0), factor)
-        weights = _block_sum(weight, factor)
-        cells = _cells(self.values.shape, factor)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = np.where(weights > 1e-6, sums / weights, 0.0)
-        bad, blank = ((_block_sum(share, factor) / cells).astype(np.float32) for share in (self.bad, self.blank))
-        return _Mosaic(values, bad, blank)
-
-    def draw(self, *, thumbnail: bool) -> Image.Image:
-        """Stretch it into a picture, y up."""
-        import numpy as np
-        from astropy.visualization import AsinhStretch
-        from PIL import Image, ImageDraw, ImageFont
-
-        invalid = self.bad + self.blank
-        valid = self.values[invalid < 0.999]
-        limits = _limits(valid)
-        grey = np.full(self.values.shape, 0.5, dtype=np.float32)
-        if limits is not None:
-            low, high = limits
-            np.clip((self.values - low) / (high - low), 0.0, 1.0, out=grey, casting="unsafe")
-            grey = AsinhStretch()(grey, out=grey)
-        # A bad pixel in a block of sixteen would not survive JPEG as a tint of one sixteenth.  A thumbnail of an
-        # image with the usual per cent of hot pixels would be all blue, though.
-        tint = self.bad if thumbnail else np.minimum(np.sqrt(self.bad), 1.0 - self.blank)
-        grey *= (1.0 - tint - self.blank) * 255.0
-        channels = []
-        for bad, blank in zip(BAD_COLOR, BLANK_COLOR, strict=True):
-            channel = np.clip(grey + tint * bad + self.blank * blank, 0.0, 255.0)
-            channels.append(np.rint(channel).astype(np.uint8)[::-1])
-        picture = Image.fromarray(np.dstack(channels))
-        if limits is None and not thumbnail:
-            words = f"every valid pixel is {valid[0]:g}" if valid.size else "no valid pixel"
-            font = ImageFont.load_default(size=max(10, picture.width // 30))
-            ImageDraw.Draw(picture).text((picture.width // 40, picture.height // 40), words, (255, 220, 120), font)
-        return picture
-
-
-def _limits(valid: Floats) -> tuple[float, float] | None:
-    """Find the interval to stretch, or None where all valid pixels are equal."""
-    import numpy as np
-    from astropy.visualization import PercentileInterval
-
-    if not valid.size:
-        return None
-    sample = valid[:: math.ceil(valid.size / _SAMPLE)]
-    if sample.min() == sample.max():
-        sample = valid
-    usual = float(np.median(sample))
-    others = sample[sample != usual]
-    if not others.size:
-        return None
-    low, high = PercentileInterval(_INTERVAL).get_limits(sample)
-    if others.size < sample.size / 2:
-        low, high = PercentileInterval(_INTERVAL).get_limits(others)
-        # However few photons the target has, single ones of the background must not look like it.
-        typical = usual + _CONTRAST * (float(np.median(others)) - usual)
-        low = min(low, usual, max(typical, float(others.min())))
-        high = max(high, usual, min(typical, float(others.max())))
-    return float(low), float(high)
-
-
-def _science(hdus: fits.HDUList) -> list[Any]:
-    """List the images of a file that show the sky."""
-    images = [hdu for hdu in hdus if hdu.is_image and len(_shape(hdu)) == 2 and all(_shape(hdu))]
-    science = [hdu for hdu in images if hdu.name == "SCI"]
-    if not science:
-        science = [hdu for hdu in images if hdu.name not in _NOT_SCIENCE][:1]
-    return science
-
-
-def _shape(hdu: Any) -> tuple[int, ...]:  # noqa: ANN401 - HDU classes of astropy have no common public type
-    """Return (ny, nx); HST writes a constant image as a header with NPIX1, NPIX2 and PIXVALUE only."""
-    header = hdu.header
-    if header.get("NAXIS") == 0 and "PIXVALUE" in header:
-        return int(header.get("NPIX2", 0)), int(header.get("NPIX1", 0))
-    return tuple(hdu.shape)
-
-
-def _rows(hdu: Any, first: int, last: int) -> NDArray[Any]:  # noqa: ANN401
-    """Read some rows of an image."""
-    import numpy as np
-
-    if hdu.header.get("NAXIS") == 0:
-        return np.full((last - first, _shape(hdu)[1]), float(hdu.header["PIXVALUE"]))
-    # Native byte order: every later operation is several times faster.
-    rows = np.asarray(hdu.section[first:last, :])
-    return rows.astype(rows.dtype.newbyteorder("="), copy=False)
-
-
-def _companion(hdus: fits.HDUList, science: Any, name: str) -> Any | None:  # noqa: ANN401
-    for hdu in hdus:
-        same = hdu.is_image and hdu.name == name and hdu.ver == science.ver
-        if same and _shape(hdu) == _shape(science):
-            return hdu
-    return None
-
-
-def _read_mosaic(hdus: fits.HDUList) -> _Mosaic:
-    """Read and tile all science images of a file, averaged down to MAX_SIDE."""
-    import numpy as np
-
-    science = _science(hdus)
-    if not science:
-        raise PreviewError("no image data in this file")
-    tall, wide = (max(_shape(hdu)[axis] for hdu in science) for axis in (0, 1))
-    stacked = wide > tall
-    columns = 1 if stacked else math.ceil(math.sqrt(len(science)))
-    rows = math.ceil(len(science) / columns)
-    factor = math.ceil(max(tall * rows, wide * columns) / MAX_SIDE)
-    cell = math.ceil(tall / factor), math.ceil(wide / factor)
-    gap = max(2, max(cell[0] * rows, cell[1] * columns) // 100)
-    shape = (rows * (cell[0] + gap) - gap, columns * (cell[1] + gap) - gap)
-    mosaic = _Mosaic(np.zeros(shape), np.zeros(shape, np.float32), np.ones(shape, np.float32))
-    for index, hdu in enumerate(science):
-        row, column = divmod(index, columns)
-        if not stacked:
-            row = rows - 1 - row  # reading order begins at the top
-        y, x = row * (cell[0] + gap), column * (cell[1] + gap)
-        ny, nx = (math.ceil(side / factor) for side in _shape(hdu))
-        place = slice(y, y + ny), slice(x, x + nx)
-        _read_image(hdus, hdu, factor, _Mosaic(mosaic.values[place], mosaic.bad[place], mosaic.blank[place]))
-    return mosaic
-
-
-def _read_image(hdus: fits.HDUList, science: Any, factor: int, into: _Mosaic) -> None:  # noqa: ANN401
-    """Read one image a block of rows at a time, averaging valid pixels only."""
-    import numpy as np
-
-    quality, weight = (_companion(hdus, science, name) for name in ("DQ", "WHT"))
-    bits = int(science.header.get("SDQFLAGS", BAD_BITS))
-    ny, nx = _shape(science)
-    step = factor * max(1, _CHUNK // (nx * factor))
-    for first in range(0, ny, step):
-        last = min(first + step, ny)
-        values = _rows(science, first, last)
-        bad = ~((values > -_HUGE) & (values < _HUGE))  # NaN too
-        if quality is not None:
-            bad |= (_rows(quality, first, last).astype(np.int64) & bits) != 0
-        blank = np.zeros(bad.shape, dtype=bool)
-        if weight is not None:
-            blank = _rows(weight, first, last) == 0
-            bad &= ~blank
-        place = slice(first // factor, math.ceil(last / factor))
-        cells = _cells(values.shape, factor)
-        invalid = bad | blank
-        spoiled = bool(invalid.any())
-        if spoiled:
-            values = np.where(invalid, 0, values)
-        into.values[place] = _block_sum(values, factor)
-        into.bad[place] = into.blank[place] = 0.0
-        if spoiled:
-            into.bad[place] = _block_sum(bad, factor) / cells
-            into.blank[place] = _block_sum(blank, factor) / cells
-            cells = np.maximum(cells - _block_sum(invalid, factor), 1.0)
-        into.values[place] /= cells
-
-
-def _block_sum(array: NDArray[Any], factor: int) -> Floats:
-    """Sum factor x factor pixels; blocks at the right and upper edge may be smaller."""
-    import numpy as np
-
-    if factor == 1:
-        return array.astype(np.float64)
-    ny, nx = array.shape
-    rows = np.add.reduceat(array, np.arange(0, ny, factor), axis=0, dtype=np.float64)
-    return np.add.reduceat(rows, np.arange(0, nx, factor), axis=1)
-
-
-def _cells(shape: tuple[int, ...], factor: int) -> Floats:
-    """Count the pixels in each block of an array of that shape."""
-    import numpy as np
-
-    ny, nx = (np.diff(np.append(np.arange(0, side, factor), side)).astype(float) for side in shape)
-    return np.outer(ny, nx)
+    return "image" if (empty or image.science(hdus)) and not dispersed else None
 
 
 # ---- workers
 
 
-def _shared(products: Sequence[Path], jobs: int) -> list[list[Path]]:
-    """Divide products among workers so that they end at about the same time."""
-    groups: list[list[Path]] = [[] for _ in range(max(1, min(jobs, len(products))))]
+def _shared(tasks: Sequence[_Task], jobs: int) -> list[list[_Task]]:
+    """Divide tasks among workers so that they end at about the same time."""
+    groups: list[list[_Task]] = [[] for _ in range(max(1, min(jobs, len(tasks))))]
     costs = [0.0] * len(groups)
 
-    def cost(product: Path) -> float:
+    def cost(task: _Task) -> float:
         # A spectrum takes about a second whatever its size, an image about one more per 100 MB.
-        return 1.0 + (product.stat().st_size / 1e8 if product.is_file() else 0.0)
+        return 1.0 + sum(file.stat().st_size for file in task.files if file.is_file()) / 1e8
 
-    for product in sorted(products, key=cost, reverse=True):
+    for task in sorted(tasks, key=cost, reverse=True):
         index = costs.index(min(costs))
-        groups[index].append(product)
-        costs[index] += cost(product)
-    return groups
+        groups[index].append(task)
+        costs[index] += cost(task)
+    return [sorted(group, key=lambda task: task.composite is not None) for group in groups]
 
 
-def _command(products: Sequence[Path], directory: Path, thumbnail: int) -> list[str]:
+def _command(tasks: Sequence[_Task], directory: Path, thumbnail: int) -> list[str]:
     options = ["--json", "--output", os.fspath(directory), "--thumbnail", str(thumbnail)]
-    return [sys.executable, "-m", "caldp.create_preview", *options, *map(os.fspath, products)]
+    for task in tasks:
+        options += [] if task.composite else map(os.fspath, task.files)
+    for task in tasks:
+        options += ["--composite", *map(os.fspath, task.files)] if task.composite else []
+    return [sys.executable, "-m", "caldp.create_preview", *options]
 
 
-def _problems(products: Sequence[Path], run: ProgramRun) -> dict[Path, str]:
-    """Say which products of a worker failed, and why, from what it printed."""
+def _problems(tasks: Sequence[_Task], run: ProgramRun) -> dict[str, str]:
+    """Say which tasks of a worker failed, and why, from what it printed."""
     told: dict[str, str] = {}
     last = ""
     for line in run.tail:
@@ -841,39 +659,42 @@ def _problems(products: Sequence[Path], run: ProgramRun) -> dict[Path, str]:
             told[document["product"]] = document.get("error") or ""
         elif line.strip():
             last = line.strip()
-    problems = {product: told[product.name] for product in products if told.get(product.name)}
+    problems = {task.label: told[task.label] for task in tasks if told.get(task.label)}
     if run.returncode == 0 or (problems and run.returncode in (2, PreviewError.exit_code)):
         return problems
     reason = f"the preview worker ended with {run.outcome}"
     if run.oom_kills:
         reason += ", for lack of memory"
     reason += f": {last}" if last else ""
-    pending = [product for product in products if product.name not in told] or list(products)
-    # Files are taken in order: the first without a word is the one it was at work on.
-    problems[pending[0]] = f"{pending[0].name}: {reason}"
-    problems |= {product: f"{product.name}: not reached, {reason}" for product in pending[1:]}
+    pending = [task.label for task in tasks if task.label not in told] or [task.label for task in tasks]
+    # Files are taken in order, then composites: the first without a word is the one it was at work on.
+    problems[pending[0]] = f"{pending[0]}: {reason}"
+    problems |= {label: f"{label}: not reached, {reason}" for label in pending[1:]}
     return problems
 
 
-def _verified(product: Path, directory: Path) -> list[Preview]:
-    """Return the previews that a product must have now."""
-    with _explained(product):
-        with _opened(product) as hdus:
-            kind = _kind(hdus)
-            if kind is None:
-                raise PreviewError("no preview is made of this kind of file")
-            names = _names(product, hdus, kind)
+def _verified(task: _Task, directory: Path) -> list[Preview]:
+    """Return the previews that a task must have left."""
+    with _explained(task.label):
+        if task.composite:
+            names, product = _composite_names(task.composite), task.composite.product.name
+        else:
+            with _opened(task.files[0]) as hdus:
+                kind = _kind(hdus)
+                if kind is None:
+                    raise PreviewError("no preview is made of this kind of file")
+                names, product = _names(task.files[0], hdus, kind), task.label
         for name, form in names.items():
-            _check(directory / name, form, product)
+            _check(directory / name, form, task.label)
         return _listed(product, directory, names)
 
 
-def _tell(file: Path, previews: Sequence[Preview], error: str, as_json: bool) -> None:
-    """Report on one file: results on standard output, what failed on standard error."""
+def _tell(label: str, previews: Sequence[Preview], error: str, as_json: bool) -> None:
+    """Report on one file or composite: results on standard output, what failed on standard error."""
     if error:
         print(f"error: {error}", file=sys.stderr, flush=True)
     if as_json:
-        document = {"product": file.name, "previews": [p.to_json() for p in previews], "error": error or None}
+        document = {"product": label, "previews": [p.to_json() for p in previews], "error": error or None}
         print(json.dumps(document), flush=True)
     else:
         for preview in previews:

@@ -1,8 +1,8 @@
-"""Previews: what is in the pictures, and that failures are named."""
+"""Previews: their names and kinds, plots of spectra, the command, its workers, and that failures are named."""
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +11,8 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,11 +21,10 @@ from PIL import Image
 
 from caldp import create_preview
 from caldp.create_preview import (
-    BAD_COLOR,
-    BLANK_COLOR,
     Preview,
     create_previews,
     main,
+    make_colour_preview,
     make_image_preview,
     make_preview,
     make_spectrum_preview,
@@ -32,92 +32,9 @@ from caldp.create_preview import (
 )
 from caldp.errors import PreviewError
 from caldp.programs import ProgramRun, run
+from tests.unit.pictures import is_close, pixels, write_image, write_mosaic, write_spectrum
 
 ROOT = Path(create_preview.__file__).parents[1]
-
-
-# ---- synthetic products
-
-
-def write_image(
-    path: Path,
-    *science: np.ndarray | None,
-    dq: np.ndarray | None = None,
-    weight: np.ndarray | None = None,
-    keywords: dict[str, Any] | None = None,
-    science_keywords: dict[str, Any] | None = None,
-) -> Path:
-    primary = fits.PrimaryHDU()
-    primary.header.update({"INSTRUME": "ACS", **(keywords or {})})
-    hdus = fits.HDUList([primary])
-    for version, data in enumerate(science, 1):
-        header = fits.Header(science_keywords or {})
-        hdus.append(fits.ImageHDU(data, header, name="SCI", ver=version))
-        hdus.append(fits.ImageHDU(None if data is None else np.ones_like(data), name="ERR", ver=version))
-        if dq is not None:
-            hdus.append(fits.ImageHDU(dq.astype(np.int16), name="DQ", ver=version))
-        if weight is not None:
-            hdus.append(fits.ImageHDU(weight.astype(np.float32), name="WHT", ver=version))
-    hdus.writeto(path)
-    return path
-
-
-def write_spectrum(
-    path: Path,
-    flux: np.ndarray | None = None,
-    *,
-    segments: Sequence[str] = ("FUVA",),
-    weight: float = 1.0,
-    extname: str = "SCI",
-    omit: str = "",
-    **keywords: str,
-) -> Path:
-    """Write a COS x1d with the columns, formats and units of calcos 3.6.2."""
-    size = 400
-    wavelength = np.array([np.linspace(1300.0, 1700.0, size) - 450.0 * i for i in range(len(segments))])
-    if flux is None:
-        flux = 1e-14 * (1.0 + 0.2 * np.sin(wavelength / 20.0))
-    flux = np.broadcast_to(flux, wavelength.shape)
-    per_point = {
-        "WAVELENGTH": ("D", "angstrom", wavelength),
-        "FLUX": ("E", "erg /s /cm**2 /angstrom", flux),
-        "ERROR": ("E", "erg /s /cm**2 /angstrom", np.full_like(wavelength, 1e-15)),
-        "GROSS": ("E", "count /s", flux * 1e14),
-        "NET": ("E", "count /s", flux * 1e14),
-        "DQ": ("I", None, np.full_like(wavelength, 0 if weight else 8)),
-        "DQ_WGT": ("E", None, np.full_like(wavelength, weight)),
-    }
-    columns = [
-        fits.Column("SEGMENT", "4A", array=list(segments)),
-        fits.Column("EXPTIME", "1D", unit="s", array=[100.0] * len(segments)),
-        fits.Column("NELEM", "1J", array=[size] * len(segments)),
-    ]
-    columns += [
-        fits.Column(name, f"{size}{form}", unit=unit, array=values if segments else None)
-        for name, (form, unit, values) in per_point.items()
-        if name != omit
-    ]
-    primary = fits.PrimaryHDU()
-    facts = {"INSTRUME": "COS", "OBSTYPE": "SPECTROSCOPIC", "OPT_ELEM": "G160M"} | keywords
-    primary.header.update({key: value for key, value in facts.items() if value})
-    fits.HDUList([primary, fits.BinTableHDU.from_columns(columns, name=extname)]).writeto(path)
-    return path
-
-
-def pixels(path: Path) -> np.ndarray:
-    """Return RGB values with the shape (ny, nx, 3) as FITS orders them: row 0 at the bottom."""
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"), dtype=int)[::-1]
-
-
-def is_close(color: np.ndarray, other: Sequence[int], tolerance: int = 12) -> np.ndarray:
-    result: np.ndarray = np.abs(color - np.asarray(other)).max(axis=-1) <= tolerance
-    return result
-
-
-def is_grey(color: np.ndarray) -> np.ndarray:
-    result: np.ndarray = np.ptp(color, axis=-1) <= 12
-    return result
 
 
 @pytest.fixture
@@ -145,244 +62,6 @@ def test_kinds(tmp_path: Path, noise: np.ndarray) -> None:
     assert preview_kind(tmp_path / "i.fits") == "image"
     with pytest.raises(PreviewError, match=r"^e_flt\.fits: no preview"):
         make_preview(tmp_path / "e_flt.fits", tmp_path)
-
-
-# ---- images
-
-
-def test_image_names_sizes_and_json(tmp_path: Path, noise: np.ndarray) -> None:
-    product = write_image(tmp_path / "jabc01020_drz.fits", noise[:100])
-    previews = make_preview(product, tmp_path / "new" / "previews")
-    assert [(p.name, p.kind, p.product) for p in previews] == [
-        ("jabc01020_drz.jpg", "image", "jabc01020_drz.fits"),
-        ("jabc01020_drz_thumb.jpg", "thumbnail", "jabc01020_drz.fits"),
-    ]
-    directory = tmp_path / "new" / "previews"
-    assert sorted(p.name for p in directory.iterdir()) == sorted(p.name for p in previews)
-    assert [p.size for p in previews] == [(directory / p.name).stat().st_size for p in previews]
-    assert previews[0].to_json() == {
-        "name": "jabc01020_drz.jpg",
-        "kind": "image",
-        "product": "jabc01020_drz.fits",
-        "size": previews[0].size,
-    }
-    with Image.open(directory / previews[0].name) as full, Image.open(directory / previews[1].name) as thumb:
-        assert (full.format, full.size, thumb.size) == ("JPEG", (200, 100), (128, 64))
-
-
-@pytest.mark.parametrize(("shape", "size"), [((30, 10), (43, 128)), ((500, 1000), (128, 64)), ((3, 900), (128, 1))])
-def test_thumbnail_has_128_pixels_on_its_longest_side(
-    tmp_path: Path, shape: tuple[int, int], size: tuple[int, int]
-) -> None:
-    product = write_image(tmp_path / "x_drz.fits", np.arange(float(np.prod(shape))).reshape(shape))
-    make_image_preview(product, tmp_path)
-    with Image.open(tmp_path / "x_drz_thumb.jpg") as thumb:
-        assert thumb.size == size
-
-
-def test_thumbnail_size_is_a_parameter(tmp_path: Path, noise: np.ndarray) -> None:
-    make_image_preview(write_image(tmp_path / "x_drz.fits", noise), tmp_path, thumbnail=64)
-    with Image.open(tmp_path / "x_drz_thumb.jpg") as thumb:
-        assert thumb.size == (64, 64)
-
-
-def test_origin_is_at_the_lower_left(tmp_path: Path) -> None:
-    image = np.zeros((60, 120))
-    image[40:, :] = 50.0  # upper third grey, and in its right end
-    image[40:, 90:] = 100.0  # white
-    make_image_preview(write_image(tmp_path / "x_drz.fits", image), tmp_path)
-    for name in ("x_drz.jpg", "x_drz_thumb.jpg"):
-        with Image.open(tmp_path / name) as picture:
-            grey = np.asarray(picture.convert("L"), dtype=int)
-        top, bottom, end = grey.shape[0] // 6, grey.shape[0] * 5 // 6, int(grey.shape[1] * 0.9)
-        assert grey[bottom].max() < 20, name
-        assert grey[top, end] > 235, name
-        assert 100 < grey[top, 20] < 235, name
-
-
-def test_the_stretch_is_asinh_of_the_central_99_5_per_cent(tmp_path: Path) -> None:
-    image = np.linspace(0.0, 1000.0, 250_000).reshape(500, 500)
-    make_image_preview(write_image(tmp_path / "x_drz.fits", image), tmp_path)
-    grey = pixels(tmp_path / "x_drz.jpg")[..., 0]
-    low, high = 2.5, 997.5
-    for row in (50, 125, 250, 400):
-        expected = np.arcsinh((image[row, 250] - low) / (high - low) / 0.1) / np.arcsinh(10.0)
-        assert grey[row, 250] == pytest.approx(255 * expected, abs=3)
-
-
-def test_bad_pixels_show_and_do_not_set_the_scale(tmp_path: Path, noise: np.ndarray) -> None:
-    clean = make_pixels(tmp_path / "clean_flt.fits", noise)
-    dq = np.zeros(noise.shape, dtype=int)
-    dq[50:60, 70:90] = 4  # bad detector pixel
-    dq[120, 120] = 128
-    dq[10:20, 10:20] = 256  # saturated: still what the detector saw
-    spoiled = noise.copy()
-    spoiled[50:60, 70:90] = 1e9
-    spoiled[120, 120] = -1e9
-    spoiled[150:155, 150:160] = np.nan
-    spoiled[160, 160] = np.inf
-    spoiled[170, 170] = 3.4e38
-    shown = make_pixels(tmp_path / "bad_flt.fits", spoiled, dq=dq)
-    bad = ((dq & 4) | (dq & 128)).astype(bool) | ~(np.abs(spoiled) < 1e38)
-    assert is_close(shown[52:58, 72:88], BAD_COLOR).all()
-    assert is_close(shown[151:154, 151:159], BAD_COLOR).all()
-    for y, x in ((120, 120), (160, 160), (170, 170)):  # a single one is seen as well
-        assert shown[y, x, 2] - shown[y, x, 0] > 80
-    far = np.ones_like(bad)
-    for y, x in np.argwhere(bad):  # JPEG blocks that hold a bad pixel ring
-        rows, columns = 199 - (199 - y) // 8 * 8, x // 8 * 8
-        far[max(rows - 8, 0) : rows + 1, columns : columns + 8] = False
-    assert far.sum() > 30_000
-    # The scale is that of the image without the bad pixels, up to what they took away from the sample.
-    assert np.abs(shown[far] - clean[far]).mean() < 2.0
-    assert is_grey(shown[far]).all()
-
-
-def make_pixels(path: Path, *science: np.ndarray, **options: Any) -> np.ndarray:  # noqa: ANN401
-    make_image_preview(write_image(path, *science, **options), path.parent)
-    return pixels(path.with_suffix(".jpg"))
-
-
-def test_the_header_says_which_dq_bits_are_serious(tmp_path: Path, noise: np.ndarray) -> None:
-    dq = np.zeros(noise.shape, dtype=int)
-    dq[:50] = 4  # COS: grid shadow, not in its SDQFLAGS
-    dq[100:150] = 8
-    shown = make_pixels(tmp_path / "x_flt.fits", noise, dq=dq, science_keywords={"SDQFLAGS": 184})
-    assert is_grey(shown[:45]).all()
-    assert is_close(shown[105:145], BAD_COLOR).all()
-
-
-def test_places_without_exposure_are_not_bad_pixels(tmp_path: Path, noise: np.ndarray) -> None:
-    weight = np.ones(noise.shape)
-    weight[:, :80] = 0.0
-    noise[:, :80] = np.nan
-    shown = make_pixels(tmp_path / "x_drz.fits", noise, weight=weight)
-    assert is_close(shown[:, :70], BLANK_COLOR).all()
-    assert is_grey(shown[:, 90:]).all()
-    thumb = pixels(tmp_path / "x_drz_thumb.jpg")
-    assert is_close(thumb[:, :45], BLANK_COLOR).all()
-
-
-def test_photons_on_an_empty_background(tmp_path: Path) -> None:
-    """99.5 per cent of a COS acquisition image are zero or one photon: a star must not look like a photon."""
-    image = np.zeros((512, 512))
-    rng = np.random.default_rng(2)
-    image[rng.integers(0, 512, 8000), rng.integers(0, 512, 8000)] = 1.0
-    image[300:303, 100:103] = 200.0
-    shown = make_pixels(tmp_path / "x_counts.fits", image)
-    photon = np.argwhere(image == 1.0)
-    photon = photon[np.abs(photon - [301, 101]).max(axis=1) > 20]
-    assert shown[301, 101].min() > 240
-    assert 5 < shown[photon[:, 0], photon[:, 1], 0].mean() < 90
-    thumb = pixels(tmp_path / "x_counts_thumb.jpg")[..., 0]
-    assert np.unravel_index(thumb.argmax(), thumb.shape) == (75, 25)
-
-
-def test_square_images_are_side_by_side_on_one_scale(tmp_path: Path) -> None:
-    ramp = np.linspace(0.0, 100.0, 10_000).reshape(100, 100)
-    shown = make_pixels(tmp_path / "x_flt.fits", ramp, ramp * 0 + 100.0)
-    assert shown.shape == (100, 202, 3)
-    assert shown[5, 50, 0] < 120 < 235 < shown[95, 50, 0]
-    assert shown[:, 110:].min() > 235
-    assert (shown[:, 100:102].mean(axis=(0, 1)) < 90).all()
-
-
-def test_chips_are_stacked_upwards(tmp_path: Path) -> None:
-    ramp = np.linspace(0.0, 100.0, 20_000).reshape(100, 200)
-    shown = make_pixels(tmp_path / "x_flc.fits", ramp * 0.1, ramp + 1000.0)
-    assert shown.shape == (202, 200, 3)
-    assert shown[:95].max() < 60
-    assert shown[110:].min() > 200
-
-
-def test_four_images_are_in_reading_order(tmp_path: Path) -> None:
-    images = [np.full((40, 40), level) + np.eye(40) for level in (0.0, 100.0, 200.0, 1000.0)]
-    shown = make_pixels(tmp_path / "x_ima.fits", *images)[..., 0]
-    quarters = [shown[60, 20], shown[60, 60], shown[20, 20], shown[20, 60]]
-    assert quarters == sorted(quarters)
-    assert np.diff(quarters).min() > 20
-
-
-def test_large_images_are_averaged_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create_preview, "MAX_SIDE", 100)
-    monkeypatch.setattr(create_preview, "_CHUNK", 10_000)  # several blocks of rows
-    rng = np.random.default_rng(3)
-    coarse = rng.uniform(0.0, 100.0, (76, 94)).repeat(4, axis=0).repeat(4, axis=1)[:303, :374]
-    image = coarse + np.tile([[1.0, -1.0], [-1.0, 1.0]], (152, 187))[:303, :374]
-    dq = np.zeros(image.shape, dtype=int)
-    image[100, 100], dq[100, 100] = 1e7, 4  # one of the sixteen pixels of a block
-    image[200:240, 200:240], dq[200:240, 200:240] = -1e7, 4
-    shown = make_pixels(tmp_path / "x_drz.fits", image.astype(np.float32), dq=dq)
-    assert shown.shape == (76, 94, 3)
-    assert is_close(shown[52:58, 52:58], BAD_COLOR, 30).all()
-    means = coarse[::4, ::4]
-    clear = np.ones(means.shape, dtype=bool)
-    clear[44:68, 44:68] = clear[20:32, 20:32] = False
-    low, high = np.percentile(np.delete(means.ravel(), np.flatnonzero(~clear)), [0.25, 99.75])
-    expected = np.arcsinh(np.clip((means - low) / (high - low), 0, 1) / 0.1) / np.arcsinh(10.0) * 255
-    assert np.abs(shown[..., 0][clear] - expected[clear]).mean() < 6
-    assert 0 < shown[25, 25, 2] - shown[25, 25, 0] < 60  # tinted by its sixteenth, and not thrown off the scale
-
-
-def test_the_mean_of_a_block_is_that_of_its_valid_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create_preview, "MAX_SIDE", 4)
-    image, dq, weight = np.full((14, 16), 6.0), np.zeros((14, 16)), np.ones((14, 16))
-    image[0:2, 0:4], dq[0:2, 0:4] = 1000.0, 4
-    image[4:8, 4:6], weight[4:8, 4:6] = -50.0, 0
-    image[12:, 12:] = 8.0  # a block cut by the edge
-    with fits.open(write_image(tmp_path / "x_drz.fits", image, dq=dq, weight=weight)) as hdus:
-        mosaic = create_preview._read_mosaic(hdus)
-    expected = np.full((4, 4), 6.0)
-    expected[3, 3] = 8.0
-    assert mosaic.values == pytest.approx(expected)
-    assert (mosaic.bad[0, 0], mosaic.bad.sum()) == (0.5, 0.5)
-    assert (mosaic.blank[1, 1], mosaic.blank.sum()) == (0.5, 0.5)
-    again = mosaic.binned(2)
-    assert again.values == pytest.approx(np.array([[6.0, 6.0], [6.0, 6.5]]))
-    assert (again.bad[0, 0], again.blank[0, 0]) == (0.125, 0.125)
-
-
-@pytest.mark.parametrize("value", [0.0, -3.5, 1e30])
-def test_a_constant_image_is_flat_and_says_so(tmp_path: Path, value: float) -> None:
-    shown = make_pixels(tmp_path / "x_drz.fits", np.full((200, 300), value, dtype=np.float32))
-    assert (np.abs(shown[:150] - 128) < 5).all()
-    assert np.ptp(shown[170:]) > 60  # words
-    thumb = pixels(tmp_path / "x_drz_thumb.jpg")
-    assert (np.abs(thumb - 128) < 5).all()
-
-
-def test_one_pixel_on_a_constant_background(tmp_path: Path) -> None:
-    image = np.full((64, 64), 7.0)
-    image[20, 30] = 8.0
-    shown = make_pixels(tmp_path / "x_drz.fits", image)
-    assert shown[20, 30].min() > 220
-    assert np.median(shown) < 10
-
-
-def test_an_image_of_nothing_but_bad_pixels_says_so(tmp_path: Path) -> None:
-    shown = make_pixels(tmp_path / "x_drz.fits", np.full((200, 300), np.nan))
-    assert is_close(shown[:150], BAD_COLOR).all()
-    assert np.ptp(shown[170:, :, 0]) > 60
-    assert is_close(pixels(tmp_path / "x_drz_thumb.jpg"), BAD_COLOR).all()
-
-
-def test_null_images_of_calcos_are_constant(tmp_path: Path) -> None:
-    product = write_image(tmp_path / "x_flt.fits", None)
-    with pytest.raises(PreviewError, match=r"^x_flt\.fits: no image data"):
-        make_preview(product, tmp_path)
-    assert not list(tmp_path.glob("*.jpg"))
-    facts = {"NPIX1": 30, "NPIX2": 20, "PIXVALUE": 0}
-    make_preview(write_image(tmp_path / "y_flt.fits", None, science_keywords=facts), tmp_path)
-    assert pixels(tmp_path / "y_flt.jpg").shape == (20, 30, 3)
-
-
-def test_compressed_and_integer_files(tmp_path: Path, noise: np.ndarray) -> None:
-    plain = make_pixels(tmp_path / "x_raw.fits", noise.astype(np.uint16))
-    (tmp_path / "y_raw.fits.gz").write_bytes(gzip.compress((tmp_path / "x_raw.fits").read_bytes()))
-    previews = make_preview(tmp_path / "y_raw.fits.gz", tmp_path)
-    assert [p.name for p in previews] == ["y_raw.jpg", "y_raw_thumb.jpg"]
-    assert (pixels(tmp_path / "y_raw.jpg") == plain).all()
-    assert np.ptp(plain[..., 0]) > 200
 
 
 # ---- spectra
@@ -733,14 +412,200 @@ def test_lack_of_memory_is_named(tmp_path: Path, noise: np.ndarray) -> None:
 
 def test_work_is_balanced(tmp_path: Path) -> None:
     sizes = {"a": 300, "b": 100, "c": 100, "d": 100}
-    products = []
+    tasks = []
     for name, size in sizes.items():
-        products.append(tmp_path / name)
-        with products[-1].open("wb") as file:
+        with (tmp_path / name).open("wb") as file:
             file.truncate(size * 1_000_000)  # sparse
-    groups = create_preview._shared(products, 2)
-    assert sorted(sorted(p.name for p in group) for group in groups) == [["a"], ["b", "c", "d"]] or sorted(
+        tasks.append(create_preview._Task(name, (tmp_path / name,)))
+    groups = create_preview._shared(tasks, 2)
+    assert sorted(sorted(task.label for task in group) for group in groups) == [["a"], ["b", "c", "d"]] or sorted(
         len(group) for group in groups
     ) == [2, 2]
-    assert [len(group) for group in create_preview._shared(products, 9)] == [1, 1, 1, 1]
-    assert [len(group) for group in create_preview._shared(products, 0)] == [4]
+    assert [len(group) for group in create_preview._shared(tasks, 9)] == [1, 1, 1, 1]
+    assert [len(group) for group in create_preview._shared(tasks, 0)] == [4]
+
+
+# ---- composites
+
+
+VISIT = "hst_9774_01_acs_wfc"
+COLOR = f"{VISIT}_total_j8ph01_drc_color"
+
+
+def write_visit(directory: Path, noise: np.ndarray, *, total: bool = True) -> list[Path]:
+    filters = ("f435w", "f555w", "f814w")
+    products = [write_mosaic(directory / f"{VISIT}_{name}_j8ph01_drc.fits", noise) for name in filters]
+    products += [write_mosaic(directory / f"{VISIT}_{name}_j8ph01g3_drc.fits", noise) for name in filters[:1]]
+    if total:
+        products.append(write_mosaic(directory / f"{VISIT}_total_j8ph01_drc.fits", noise))
+    return products
+
+
+def test_create_previews_makes_composites_where_the_recipe_asks_for_them(
+    tmp_path: Path, noise: np.ndarray, run_program: Callable[[Sequence[str]], ProgramRun]
+) -> None:
+    products = write_visit(tmp_path, noise)
+    out = tmp_path / "out"
+    previews = create_previews(products, out, run_program, jobs=1, thumbnail=64, composites=True)
+    own = [f"{p.stem}{ending}" for p in products for ending in (".jpg", "_thumb.jpg")]
+    assert [p.name for p in previews] == [*own, f"{COLOR}.jpg", f"{COLOR}_thumb.jpg"]
+    assert [(p.kind, p.product) for p in previews[-2:]] == [
+        ("image", f"{VISIT}_total_j8ph01_drc.fits"),
+        ("thumbnail", f"{VISIT}_total_j8ph01_drc.fits"),
+    ]
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in previews)
+    with Image.open(out / f"{COLOR}_thumb.jpg") as thumb:
+        assert max(thumb.size) == 64
+    without = create_previews(products, tmp_path / "grey", run_program, jobs=1)
+    assert [p.name for p in without] == own
+
+
+def test_without_a_total_product_a_composite_shows_the_red_one(
+    tmp_path: Path, noise: np.ndarray, run_program: Callable[[Sequence[str]], ProgramRun]
+) -> None:
+    products = write_visit(tmp_path, noise, total=False)
+    previews = create_previews(products, tmp_path / "out", run_program, composites=True)
+    assert previews[-1] == make_colour_preview(products, tmp_path)[-1]
+    assert previews[-1].name == f"{COLOR}_thumb.jpg"
+    assert previews[-1].product == f"{VISIT}_f814w_j8ph01_drc.fits"
+
+
+def test_a_composite_that_cannot_be_made_is_named(
+    tmp_path: Path, noise: np.ndarray, run_program: Callable[[Sequence[str]], ProgramRun]
+) -> None:
+    products = write_visit(tmp_path, noise)
+    products[1].unlink()
+    write_mosaic(products[1], noise[:150])
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f"{COLOR}.jpg").write_bytes(b"of an earlier attempt")
+    with pytest.raises(PreviewError) as caught:
+        create_previews(products, out, run_program, jobs=1, composites=True)
+    assert caught.value.code == 28
+    expected = f"{products[1].name} has 200 x 150 pixels and {products[2].name} 200 x 200: a composite needs one grid"
+    assert caught.value.message == f"{COLOR}: {expected}"
+    assert not list(out.glob("*color*"))
+    assert len(list(out.iterdir())) == 2 * len(products)
+
+
+def test_a_damaged_channel_is_named(
+    tmp_path: Path, noise: np.ndarray, run_program: Callable[[Sequence[str]], ProgramRun]
+) -> None:
+    products = write_visit(tmp_path, noise)
+    products[0].write_bytes(products[0].read_bytes()[:100_000])
+    with pytest.raises(PreviewError) as caught:
+        create_previews(products, tmp_path / "out", run_program, composites=True)
+    reasons = caught.value.message.split("; ")
+    assert [reason.partition(": damaged")[0] for reason in reasons] == [
+        products[0].name,
+        f"{COLOR}: {products[0].name}",
+    ]
+
+
+def test_a_composite_that_a_worker_did_not_write(tmp_path: Path, noise: np.ndarray) -> None:
+    products = write_visit(tmp_path, noise)
+    made = tmp_path / "made"
+    for product in products:
+        make_image_preview(product, made)
+    make_colour_preview(products, made)
+    (made / f"{COLOR}_thumb.jpg").write_bytes(b"no picture")
+    out = tmp_path / "out"
+
+    def run_program(argv: Sequence[str]) -> ProgramRun:
+        for path in made.iterdir():
+            (out / path.name).write_bytes(path.read_bytes())
+        return ProgramRun(tuple(argv), 0, 1.0, 1.0, 1)
+
+    with pytest.raises(PreviewError, match=rf"^{COLOR}: its preview {COLOR}_thumb\.jpg is unreadable"):
+        create_previews(products, out, run_program, jobs=1, composites=True)
+
+
+def test_a_worker_killed_at_a_composite(tmp_path: Path, noise: np.ndarray) -> None:
+    products = write_visit(tmp_path, noise)
+    code = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from caldp import create_preview
+        create_preview.make_colour_preview = lambda *_: os.kill(os.getpid(), signal.{signal.SIGKILL.name})
+        sys.exit(create_preview.main(sys.argv[1:]))
+    """
+    with pytest.raises(PreviewError) as caught:
+        create_previews(products, tmp_path / "out", pretending(code, tmp_path), jobs=1, composites=True)
+    assert caught.value.message == f"{COLOR}: the preview worker ended with killed by SIGKILL"
+
+
+def test_a_worker_killed_before_a_composite(tmp_path: Path, noise: np.ndarray) -> None:
+    """It makes the composites after the pictures of single files, though they take longest."""
+    products = write_visit(tmp_path, noise)
+    code = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from caldp import create_preview
+        create_preview.make_preview = lambda *_: os.kill(os.getpid(), signal.{signal.SIGKILL.name})
+        sys.exit(create_preview.main(sys.argv[1:]))
+    """
+    with pytest.raises(PreviewError) as caught:
+        create_previews(products, tmp_path / "out", pretending(code, tmp_path), jobs=1, composites=True)
+    *_, last = caught.value.message.split("; ")
+    assert last == f"{COLOR}: not reached, the preview worker ended with killed by SIGKILL"
+
+
+def test_command_makes_composites(tmp_path: Path, noise: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+    products = [str(product) for product in write_visit(tmp_path, noise)]
+    assert main(["--json", "--composite", *products]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["product"], document["error"]) == (COLOR, None)
+    assert [p["name"] for p in document["previews"]] == [f"{COLOR}.jpg", f"{COLOR}_thumb.jpg"]
+    assert sorted(p.name for p in tmp_path.glob("*.jpg")) == [f"{COLOR}.jpg", f"{COLOR}_thumb.jpg"]
+    assert main([products[0], "--composite", products[0], products[1]]) == 0
+    assert len(list(tmp_path.glob("*.jpg"))) == 4
+
+
+def test_command_refuses_files_that_make_no_composite(
+    tmp_path: Path, noise: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    products = [str(product) for product in write_visit(tmp_path, noise)]
+    assert main([products[0], "--composite", products[0], products[3]]) == 2
+    assert "no colour composites can be made of" in capsys.readouterr().err
+    other = write_mosaic(tmp_path / "hst_9774_01_acs_hrc_f435w_j8ph01_drz.fits", noise)
+    third = write_mosaic(tmp_path / "hst_9774_01_acs_hrc_f330w_j8ph01_drz.fits", noise)
+    assert main(["--composite", *products, str(other), str(third)]) == 2
+    assert "2 colour composites can be made of" in capsys.readouterr().err
+    assert main(["--composite", str(tmp_path / "nowhere.fits")]) == 2
+    assert not list(tmp_path.glob("*.jpg"))
+
+
+def test_what_had_to_be_guessed_is_said(tmp_path: Path, noise: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+    products = [write_mosaic(tmp_path / f"{VISIT}_{name}_j8ph01_drc.fits", noise) for name in ("f999x", "f555w")]
+    make_colour_preview(products, tmp_path)
+    assert capsys.readouterr().err == (
+        f"{VISIT}_f999x_j8ph01_drc.fits: f999x is not in the table of filters: taken for 9990 angstrom\n"
+    )
+
+
+def test_the_recipe_says_how_large_thumbnails_are_and_whether_there_are_composites(
+    tmp_path: Path, noise: np.ndarray, run_program: Callable[[Sequence[str]], ProgramRun]
+) -> None:
+    products = write_visit(tmp_path, noise)
+    stage = SimpleNamespace(bytes_in=0, bytes_out=0)
+    said: list[str] = []
+    telemetry = SimpleNamespace(
+        stage=lambda name: contextlib.nullcontext(stage),
+        run_program=lambda argv, *, cwd, env: run_program(argv),
+        cancel_programs=lambda: None,
+        info=said.append,
+    )
+    job = SimpleNamespace(
+        workspace=SimpleNamespace(root=tmp_path, previews=tmp_path / "previews"),
+        config=SimpleNamespace(preview_jobs=1, program_environment=dict),
+        recipe=SimpleNamespace(thumbnail=32, composites=True),
+        telemetry=telemetry,
+    )
+    previews = create_preview.preview(cast(Any, job), cast(Any, SimpleNamespace(previewed=tuple(products))))
+    assert previews[-1].name == f"{COLOR}_thumb.jpg"
+    for item in previews:
+        if item.kind == "thumbnail":
+            with Image.open(tmp_path / "previews" / item.name) as thumb:
+                assert max(thumb.size) == 32
+    assert stage.bytes_out == sum(p.size for p in previews)
+    assert said == ["12 previews of 5 products"]
