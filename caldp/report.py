@@ -110,6 +110,9 @@ _KEYWORDS = (
 _ALARM = re.compile(r"\b(?:WARNING|ERROR|CRITICAL|FATAL|Warning:|Error:|\w+(?:Error|Warning):)")
 _EXPOSURE = re.compile(r"([a-z][a-z0-9]{8})_(\w+)\.fits")
 
+#: In the names of previews that show several products in colour.
+_COMPOSITE = "_color"
+
 #: How the names of the products of mosaics begin, and an exposure among them: eight of the nine characters.
 _MOSAIC = "hst_"
 _MOSAIC_EXPOSURE = re.compile(r"hst_\w+_([a-z][a-z0-9]{7})_(fl[ct])\.fits")
@@ -590,6 +593,24 @@ class Picture:
     note: str = ""
     problem: str = ""
 
+    @property
+    def subject(self) -> str:
+        """What it shows: a product, or for a composite of several what its own name says."""
+        return self.name.rpartition("/")[2] if self.in_colour else self.product or self.name
+
+    @property
+    def in_colour(self) -> bool:
+        """Whether it shows several products in one picture."""
+        return _COMPOSITE in self.name
+
+
+def _stem(entry: Mapping[str, Any]) -> str:
+    return _text(entry.get("name")).rpartition(".")[0]
+
+
+def _thumbnail_of(entry: Mapping[str, Any]) -> str:
+    return f"{_stem(entry)}_thumb"
+
 
 def _picture_rank(picture: Picture) -> int:
     """Order pictures by how much of the calibration is in what they show."""
@@ -597,14 +618,14 @@ def _picture_rank(picture: Picture) -> int:
     suffix = _suffix(picture.product)
     rank = next((i for i, name in enumerate(suffixes) if suffix.startswith(name)), len(suffixes))
     # Of mosaics, colours say most, then all filters together.
-    return 3 * rank - (2 if "_color" in picture.name else 1 if "_total_" in picture.name else 0)
+    return 3 * rank - (2 if picture.in_colour else 1 if "_total_" in picture.name else 0)
 
 
 def _pictures(directory: Path, entries: Sequence[Mapping[str, Any]]) -> list[Picture]:
     """Inline the previews; a thumbnail only where its full picture is missing."""
     full = [e for e in entries if e.get("kind") in ("spectrum", "image")]
-    covered = {e.get("product") for e in full}
-    shown = full + [e for e in entries if e.get("kind") == "thumbnail" and e.get("product") not in covered]
+    covered = {_thumbnail_of(e) for e in full}
+    shown = full + [e for e in entries if e.get("kind") == "thumbnail" and _stem(e) not in covered]
     files: list[tuple[Picture, bytes]] = []
     for entry in shown:
         row = _file_row(entry, "sha256")
