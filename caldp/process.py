@@ -134,7 +134,8 @@ class Job:
         settings = config.load(request.config, context=request.context, overrides=request.overrides)
         if parse_uri(request.input)[0] not in ("file", "astroquery"):
             raise UnsupportedError(
-                f"{dataset}: this version cannot fetch inputs from {request.input!r}", remedy="give file:<directory> or astroquery:"
+                f"{dataset}: this version cannot fetch inputs from {request.input!r}",
+                remedy="give file:<directory> or astroquery:",
             )
         return cls(request, dataset, recipe, settings, open_store(request.output))
 
@@ -197,7 +198,7 @@ def plan(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCH
 
         with opened(job, reporter, interrupts, Status(job.dataset.name, 0, "placed", run=_identity())) as run:
             raw = inputs.fetch(run, request.input)
-            refs = references.assign(run, raw)
+            refs = references.assign(run, raw, download=False)
             outcome.plan = {
                 "inputs": [{"name": f.name, "source": f.source, "size": f.size} for f in raw.files],
                 "references": [f.to_json() for f in refs.files],
