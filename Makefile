@@ -23,6 +23,8 @@ help:
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
+	@# That of Python 3.11 tries hundreds of combinations of packages before it finds one that fits.
+	$(PIP) --upgrade pip
 
 SOURCES := $(shell find caldp scripts -type f -not -name '*.pyc') pyproject.toml setup.py
 

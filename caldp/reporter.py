@@ -30,6 +30,7 @@ _HEADLINES = {
 }
 
 _LABEL_WIDTH = 14
+_BAR_WIDTH = 24
 
 # Terminal escape sequences: CSI, then those that carry a string (window title, clipboard), then short ones.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\|$)|\x1b[ -/]*[0-~]")
@@ -120,6 +121,9 @@ class Reporter(Protocol):
     def memory(self, resident: int) -> None:
         """Resident memory of the running program, in bytes."""
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        """``done`` of ``total`` bytes (0: unknown) of ``what`` have been moved; called as often as one likes."""
+
     def message(self, level: str, text: str) -> None:
         """CALDP itself says something; ``level`` is INFO, WARNING or ERROR."""
 
@@ -148,6 +152,7 @@ class PlainReporter:
         self._errors = _Output(errors)
         self._verbose = verbose
         self._dataset = ""
+        self._pace = _Pace(10.0, 0.1)
 
     def start(self, dataset: str) -> None:
         """Say that the run begins."""
@@ -165,6 +170,11 @@ class PlainReporter:
 
     def memory(self, resident: int) -> None:
         """Nothing: a log has no use for it."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Say how far it is, every ten seconds or tenth."""
+        if self._pace.due(what, done, total):
+            self._say(f"{what}: {_so_far(done, total)}")
 
     def message(self, level: str, text: str) -> None:
         """Say it; INFO needs no label."""
@@ -189,7 +199,7 @@ class PlainReporter:
 class JsonReporter:
     """JSON lines for machines: one object per event, with ``event`` and the UTC time ``at``.
 
-    The events are ``start``, ``stage``, ``line``, ``memory``, ``message``, ``stage_done`` and, last,
+    The events are ``start``, ``stage``, ``line``, ``memory``, ``progress``, ``message``, ``stage_done`` and, last,
     ``finished`` with the fields of `Outcome`.
 
     Parameters
@@ -204,6 +214,7 @@ class JsonReporter:
         self._out = _Output(stream)
         self._errors = _Output(errors)
         self._resident = 0
+        self._pace = _Pace(0.5)
 
     def start(self, dataset: str) -> None:
         """Write ``{"event": "start", "dataset": ...}``."""
@@ -224,6 +235,11 @@ class JsonReporter:
         if abs(resident - self._resident) * 10 >= max(self._resident, 1):
             self._resident = resident
             self._emit("memory", resident_bytes=resident)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Write ``{"event": "progress", "what": ..., "done_bytes": ..., "total_bytes": ...}``, not too often."""
+        if self._pace.due(what, done, total):
+            self._emit("progress", what=what, done_bytes=done, total_bytes=total)
 
     def message(self, level: str, text: str) -> None:
         """Write ``{"event": "message", "level": ..., "text": ...}``."""
@@ -267,6 +283,9 @@ class QuietReporter:
     def memory(self, resident: int) -> None:
         """Nothing."""
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
     def message(self, level: str, text: str) -> None:
         """Nothing."""
 
@@ -299,8 +318,9 @@ class RichReporter:
         self._console = Console(
             file=cast(IO[str], self._out), force_terminal=True, highlight=False, markup=False, emoji=False
         )
-        marks = "✓✗●·–" if (self._console.encoding or "").lower().startswith("utf") else "+x>.-"
-        self._marks = dict(zip(("done", "failed", "running", "waiting", "unused"), marks, strict=True))
+        marks = "✓✗●·–━─" if (self._console.encoding or "").lower().startswith("utf") else "+x>.-#."
+        names = ("done", "failed", "running", "waiting", "unused", "moved", "left")
+        self._marks = dict(zip(names, marks, strict=True))
         self._lock = threading.Lock()
         self._dataset = ""
         self._started = time.monotonic()
@@ -309,6 +329,7 @@ class RichReporter:
         self._program = ""
         self._line = ""
         self._resident = 0
+        self._progress: _Progress | None = None
         self._outcome: Outcome | None = None
         # The view asks for its content when it refreshes, so that of the thousands of lines a program may
         # print only those shown cost anything. We never call it while holding our lock: it has one too.
@@ -334,7 +355,7 @@ class RichReporter:
         with self._lock:
             self._stages.setdefault(name, _Stage()).begun = time.monotonic()
             self._current = name
-            self._program, self._line, self._resident = "", "", 0
+            self._program, self._line, self._resident, self._progress = "", "", 0, None
 
     def line(self, program: str, text: str) -> None:
         """Show a program's last line."""
@@ -346,6 +367,15 @@ class RichReporter:
         """Show the memory of the running program."""
         with self._lock:
             self._resident = resident
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show a bar, or just the bytes if nobody knows how many there will be, until all are there."""
+        with self._lock:
+            if self._progress is None or self._progress.what != what:
+                self._progress = _Progress(what, time.monotonic(), done)
+            self._progress.done, self._progress.total = done, total
+            if total and done >= total:
+                self._progress = None
 
     def message(self, level: str, text: str) -> None:
         """Print a warning or error above the view; information passes by in it."""
@@ -361,7 +391,7 @@ class RichReporter:
         """Mark a stage as done."""
         with self._lock:
             self._stages.setdefault(name, _Stage()).seconds = seconds
-            self._resident = 0
+            self._resident, self._progress = 0, None
 
     def finish(self, outcome: Outcome) -> None:
         """End the view and print the summary."""
@@ -405,9 +435,22 @@ class RichReporter:
                 rows.append(row)
                 if mark == "running":
                     said = f"{self._program}: {self._line}" if self._program else self._line
+                    said = self._moving(self._progress, now) if self._progress else said
                     # Always there, so that the view does not jump when a program starts to speak.
                     rows.append(self._text((f"      {printable(said[:1000])}", "dim")))
         return Group(*rows)
+
+    def _moving(self, progress: _Progress, now: float) -> str:
+        """Draw a bar, with the bytes and the rate."""
+        text = _so_far(progress.done, progress.total)
+        seconds = now - progress.begun
+        if seconds > 0.5:
+            text += f"  {human_size((progress.done - progress.first) / seconds)}/s"
+        if not progress.total:
+            return f"{progress.what}  {text}"
+        full = int(_BAR_WIDTH * min(1.0, progress.done / progress.total))
+        bar = self._marks["moved"] * full + self._marks["left"] * (_BAR_WIDTH - full)
+        return f"{progress.what} {bar} {text}"
 
     def _state(self, name: str, stage: _Stage, now: float) -> tuple[str, float | None]:
         if stage.seconds is not None:
@@ -430,6 +473,55 @@ class _Stage:
 
     begun: float | None = None
     seconds: float | None = None
+
+
+@dataclass
+class _Progress:
+    """Bytes that are being moved, and since when (monotonic seconds, bytes) that is known."""
+
+    what: str
+    begun: float
+    first: int
+    done: int = 0
+    total: int = 0
+
+
+class _Pace:
+    """Says when it is time to tell again how far something is.
+
+    Parameters
+    ----------
+    seconds : float
+        After so long.
+    step : float or None
+        Or when so much more of the whole is there, but not more than once a second.
+    """
+
+    def __init__(self, seconds: float, step: float | None = None) -> None:
+        self._seconds = seconds
+        self._step = step
+        self._what = ""
+        self._done = 0
+        self._at = 0.0
+        self._lock = threading.Lock()
+
+    def due(self, what: str, done: int, total: int) -> bool:
+        """Whether to tell now; the end is always told, once."""
+        with self._lock:
+            now = time.monotonic()
+            if what != self._what or done < self._done:
+                self._what, self._done, self._at = what, 0, now
+            quiet = now - self._at
+            stepped = self._step is not None and quiet >= 1 and done - self._done >= self._step * total > 0
+            due = done != self._done and (stepped or quiet >= self._seconds or done >= total > 0)
+            if due:
+                self._done, self._at = done, now
+            return due
+
+
+def _so_far(done: int, total: int) -> str:
+    """Write ``61 % of 34.5 MB``, or ``21 MB`` when nobody knows how many there will be."""
+    return f"{100 * done // total} % of {human_size(total)}" if total else human_size(done)
 
 
 def open_reporter(*, json: bool, quiet: bool, verbose: bool, stdout: TextIO, stderr: TextIO) -> Reporter:

@@ -10,6 +10,7 @@ class FakeReporter:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, ...]] = []
+        self.progressed: list[tuple[str, int, int]] = []
         self.outcome: Outcome | None = None
 
     def start(self, dataset: str) -> None:
@@ -23,6 +24,9 @@ class FakeReporter:
 
     def memory(self, resident: int) -> None:
         pass
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.progressed.append((what, done, total))
 
     def message(self, level: str, text: str) -> None:
         self.events.append(("message", level, text))

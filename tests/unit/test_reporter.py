@@ -96,6 +96,8 @@ def tell(reporter: Reporter, outcome: Outcome, lines: list[str] | None = None) -
     reporter.start("ldfd01010")
     reporter.stage("fetch")
     reporter.message("INFO", "12 files")
+    reporter.progress("download", 1_000_000, 3_000_000)
+    reporter.progress("download", 3_000_000, 3_000_000)
     reporter.stage_done("fetch", 0.42)
     reporter.stage("calibrate")
     for line in lines or ["FLATCORR PERFORM"]:
@@ -262,7 +264,7 @@ def test_json_lines() -> None:
     assert out.getvalue().isascii()
     events = [json.loads(line) for line in out.getvalue().splitlines()]
     assert {e["event"] for e in events} == {
-        *("start", "stage", "line", "memory", "message", "stage_done", "finished"),
+        *("start", "stage", "line", "memory", "progress", "message", "stage_done", "finished"),
     }
     assert all(datetime.fromisoformat(e["at"]).utcoffset() == timedelta(0) for e in events)
     assert events[-1]["event"] == "finished"
@@ -325,6 +327,77 @@ def test_rich_view_while_running(monkeypatch: pytest.MonkeyPatch) -> None:
     canvas = io.StringIO()
     Console(file=canvas, width=60, force_terminal=False).print(reporter._render())
     assert "calcos: [bold]kept as it is[/bold]" in canvas.getvalue()
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("caldp.reporter.time.monotonic", lambda: self.now)
+
+
+def move(reporter: Reporter, clock: Clock, size: int, seconds: int, total: int) -> None:
+    """Tell of a download, ten times a second."""
+    for i in range(10 * seconds + 1):
+        reporter.progress("download", i * size // (10 * seconds), total)
+        clock.now += 0.1
+    for _ in range(5):
+        reporter.progress("download", size, total)
+        clock.now += 0.1
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(1, 2), (8, 8), (300, 32)])
+def test_plain_progress_is_sparse(monkeypatch: pytest.MonkeyPatch, seconds: int, lines: int) -> None:
+    out = io.StringIO()
+    move(PlainReporter(out), Clock(monkeypatch), 50_000_000, seconds, 50_000_000)
+    told = out.getvalue().splitlines()
+    assert 1 <= len(told) <= lines
+    assert told[-1].endswith("download: 100 % of 50 MB")
+
+
+def test_plain_progress_of_an_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    move(PlainReporter(out), Clock(monkeypatch), 50_000_000, 30, 0)
+    assert len(out.getvalue().splitlines()) == 3
+    assert "download: 16.7 MB" in out.getvalue()
+
+
+def test_json_progress_at_most_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    move(JsonReporter(out), Clock(monkeypatch), 50_000_000, 10, 50_000_000)
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert 15 <= len(events) <= 22
+    last = {"event": "progress", "what": "download", "done_bytes": 50_000_000, "total_bytes": 50_000_000}
+    assert last.items() <= events[-1].items()
+
+
+@pytest.mark.parametrize(("encoding", "bar"), [("utf-8", "━" * 14 + "─" * 10), ("ascii", "#" * 14 + "." * 10)])
+def test_rich_shows_a_bar(monkeypatch: pytest.MonkeyPatch, encoding: str, bar: str) -> None:
+    from rich.console import Console
+
+    class Encoded(Terminal):
+        @property
+        def encoding(self) -> str:  # type: ignore[override]
+            return encoding
+
+    def row() -> str:
+        canvas = io.StringIO()
+        Console(file=canvas, width=80, force_terminal=False).print(reporter._render())
+        return canvas.getvalue().splitlines()[2].strip()
+
+    clock = Clock(monkeypatch)
+    reporter = RichReporter(Encoded())
+    reporter.stage("fetch")
+    reporter.progress("download", 0, 2_000_000_000)
+    reporter.message("INFO", "asking MAST")
+    clock.now += 10
+    reporter.progress("download", 1_220_000_000, 2_000_000_000)
+    assert row() == f"download {bar} 61 % of 2 GB  122 MB/s"
+    reporter.progress("download", 1_230_000_000, 0)
+    assert row() == "download  1.23 GB  123 MB/s"
+    reporter.progress("download", 2_000_000_000, 2_000_000_000)
+    assert row() == "asking MAST"
 
 
 def test_rich_marks_the_failed_stage() -> None:
@@ -412,6 +485,7 @@ def test_calls_from_threads(maker: Callable[[TextIO], Reporter]) -> None:
             for i in range(100):
                 reporter.line(name, f"line {i}")
                 reporter.memory(i)
+                reporter.progress(name, i, 100)
                 if i % 20 == 0:
                     reporter.message("WARNING", f"{name} {i}")
         except BaseException as error:
