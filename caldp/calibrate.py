@@ -178,7 +178,9 @@ def _run_program(run: Run, inputs: Inputs, references: References, program: Prog
         said += [*done.tail, *_trailers(run, inputs)]
         if reason := _judge(run, inputs, program, done, said):
             return reason
-    return _verify(run, inputs, program, said)
+    reason = _verify(run, inputs, program, said)
+    _keep_trailer(run, inputs, program, said)
+    return reason
 
 
 def _environment(run: Run, inputs: Inputs, references: References, program: Program) -> dict[str, str]:
@@ -239,7 +241,9 @@ def _judge(run: Run, inputs: Inputs, program: Program, done: ProgramRun, said: l
     what = f"{run.dataset}: {done.name}"
     text = "\n".join(said)
     if done.returncode in program.nothing_viable:
-        return f"nothing was made: {program.name} ended with {done.returncode}: {program.nothing_viable[done.returncode]}"
+        return (
+            f"nothing was made: {program.name} ended with {done.returncode}: {program.nothing_viable[done.returncode]}"
+        )
     if done.returncode != 0:
         if done.oom_kills or any(re.search(pattern, text) for pattern in program.out_of_memory):
             raise ProgramMemoryError(
@@ -268,8 +272,9 @@ def _last_words(done: ProgramRun) -> str:
     """Return the line that says most of why a program failed."""
     lines = [line.strip() for line in done.tail if line.strip()]
     telling = [n for n, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b|ERROR", line)]
-    # calcos says what is wrong with which reference on the lines after its error.
-    chosen = lines[telling[-1] :] if telling else lines[-1:]
+    # HSTCAL says what is wrong on the first line of several, calcos on those after its error.
+    first = next((n for n in reversed(telling) if n - 1 not in telling), -1)
+    chosen = lines[first:]
     return f" ({' '.join(chosen)[:300]})" if chosen else ""
 
 
@@ -281,10 +286,20 @@ def _trailers(run: Run, inputs: Inputs) -> list[str]:
     return text
 
 
+def _keep_trailer(run: Run, inputs: Inputs, program: Program, said: list[str]) -> None:
+    """Write a trailer of what a program said, where it found nothing to do and left none.
+
+    In the archive such a dataset has one of runastrodriz, which is not started here only to say that it does nothing.
+    """
+    if program.trailer and not any(path.suffix == ".tra" for path in _written(run, inputs)):
+        text = "".join(f"{line}\n" for line in said)
+        (inputs.directory / f"{run.dataset}.tra").write_text(text, encoding="utf-8")
+
+
 def _verify(run: Run, inputs: Inputs, program: Program, said: list[str]) -> str:
     """Count expected products against those found; return why there are none, if that is no failure."""
     there = {path.name: path for path in _written(run, inputs)}
-    wanted = _listed(run, program, there) if program.manifest else _expected(inputs, program)
+    wanted = _listed(run, inputs, program, there) if program.manifest else _expected(inputs, program)
     missing = [name for name in wanted if name not in there]
     if wanted and len(missing) == len(wanted):
         for line in said:
@@ -307,8 +322,8 @@ def _verify(run: Run, inputs: Inputs, program: Program, said: list[str]) -> str:
     return ""
 
 
-def _listed(run: Run, program: Program, there: Mapping[str, Path]) -> list[str]:
-    """Return the products that a program lists in its manifest; among them there is an image."""
+def _listed(run: Run, inputs: Inputs, program: Program, there: Mapping[str, Path]) -> list[str]:
+    """Return the products that a program lists in its manifest: all of this dataset, and among them an image."""
     manifest = program.manifest.format(dataset=run.dataset.name)
     if manifest not in there:
         raise program.error(f"{run.dataset}: {program.name} did not write {manifest}", remedy=run.see_log)
@@ -316,6 +331,11 @@ def _listed(run: Run, program: Program, there: Mapping[str, Path]) -> list[str]:
     images = [name for name in names if re.search(r"_dr[cz]\.fits$", name)]
     if not images:
         raise program.error(f"{run.dataset}: {program.name} made no image ({manifest} lists none)", remedy=run.see_log)
+    foreign = [name for name in names if not _is_kept(run, inputs, name) and not _is_dropped(run, name)]
+    if foreign:
+        raise program.error(
+            f"{run.dataset}: {program.name} made {foreign[0]}, which is no product of this dataset", remedy=run.see_log
+        )
     return [manifest, *names]
 
 
@@ -388,7 +408,11 @@ def _is_kept(run: Run, inputs: Inputs, name: str) -> bool:
     recipe, dataset = run.recipe, run.dataset
     places = {"dataset": dataset.name, "root": dataset.root, "roots": _any(inputs.roots)}
     kept = any(re.fullmatch(_filled(pattern, places), name) for pattern in recipe.kept)
-    return kept and not any(re.fullmatch(pattern, name) for pattern in recipe.dropped)
+    return kept and not _is_dropped(run, name)
+
+
+def _is_dropped(run: Run, name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in run.recipe.dropped)
 
 
 def _is_delivered(run: Run, inputs: Inputs, name: str) -> bool:

@@ -196,9 +196,7 @@ def calcos(material: Material) -> tuple[Made, ...]:
 # ---- ACS and WFC3: exposures, and the sub-products of associations
 
 #: Steps any of which makes calacs work on an exposure (sciflags.c of ACS).
-ACS_STEPS = tuple(
-    f"{step}CORR" for step in "DQI ATOD BIAS BLEV PCTE DARK FLSH FLAT SHAD PHOT GLIN LFLG".split()
-)
+ACS_STEPS = tuple(f"{step}CORR" for step in "DQI ATOD BIAS BLEV PCTE DARK FLSH FLAT SHAD PHOT GLIN LFLG".split())
 
 #: The same for the CCDs of WFC3 (UVIS), and for its infrared detector.
 UVIS_STEPS = tuple(f"{step}CORR" for step in "DQI ATOD BIAS BLEV PCTE DARK FLSH FLAT SHAD PHOT".split())
@@ -265,9 +263,12 @@ def calwf3(material: Material) -> tuple[Made, ...]:
     """
     made: list[Made] = []
     infrared = any(_is(raw.facts, "DETECTOR", "IR") for raw in material.raws)
-    # In the infrared CRCORR means fitting the ramp, not combining exposures.
-    steps = ("RPTCORR",) if infrared else ("CRCORR", "RPTCORR")
-    sets = [(product, exposures) for product, exposures in _sets(material) if _performs(exposures[0].facts, steps)]
+    # Of UVIS the association decides, whatever CRCORR says; in the infrared CRCORR means fitting the ramp.
+    sets = [
+        (product, exposures)
+        for product, exposures in _sets(material)
+        if (_is(exposures[0].facts, "RPTCORR", "PERFORM") if infrared else product.group.startswith(("CR", "RP")))
+    ]
     in_sets = {raw.root for _, exposures in sets for raw in exposures}
     for raw in material.raws:
         if infrared:
@@ -280,7 +281,7 @@ def calwf3(material: Material) -> tuple[Made, ...]:
 
 
 def _corrects_cte(header: Header) -> bool:
-    return _is(header, "PCTECORR", "PERFORM") and not _is(header, "DETECTOR", "SBC") and not _is(header, "DETECTOR", "IR")
+    return _is(header, "PCTECORR", "PERFORM") and not any(_is(header, "DETECTOR", d) for d in ("SBC", "IR"))
 
 
 def is_drizzled(material: Material) -> bool:

@@ -395,9 +395,11 @@ def _with_facts(run: Run, file: InputFile) -> InputFile:
         if "EVENTS" in hdus:
             facts["EVENTS"] = len(hdus["EVENTS"].data)
     instrument = str(facts.get("INSTRUME", "no")).strip()
-    if instrument.lower() not in run.recipe.instruments:
+    # Only a sky cell may hold the data of several.
+    allowed = [name for name in run.recipe.instruments if run.dataset.instrument in (name, "mvm")]
+    if instrument.lower() not in allowed:
         raise InputError(
-            f"{run.dataset}: {file.source} is {instrument} data, not {' or '.join(run.recipe.instruments).upper()}",
+            f"{run.dataset}: {file.source} is {instrument} data, not {' or '.join(name.upper() for name in allowed)}",
             remedy="put the right file there",
         )
     # The exposures of a sky cell are named after their visit.

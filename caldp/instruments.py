@@ -66,6 +66,8 @@ class Program:
         Regular expressions in the output when it failed that mean it had too little memory.
     astrometry : bool
         It asks MAST's astrometry service, unless told not to.
+    trailer : bool
+        A trailer is delivered even where it found nothing to do, and so wrote none.
     """
 
     argv: tuple[str, ...]
@@ -82,6 +84,7 @@ class Program:
     said_failure: tuple[tuple[str, str], ...] = ()
     out_of_memory: tuple[str, ...] = ()
     astrometry: bool = False
+    trailer: bool = False
 
     @property
     def name(self) -> str:
@@ -141,8 +144,6 @@ class Instrument:
         Value for the header keyword RANDSEED, so that runs are reproducible.
     mast_suffixes : tuple of str
         What MAST calls the files to fetch (productSubGroupDescription).
-    mast_product_type : str
-        MAST's kind of product to take them from; empty for any.
     """
 
     name: str
@@ -168,7 +169,6 @@ class Instrument:
     thumbnail: int = 128
     composites: bool = False
     random_seed: int | None = None
-    mast_product_type: str = ""
 
 
 _PYTHON_MEMORY = (r"\bMemoryError\b", r"Unable to allocate .* for an array")
@@ -234,6 +234,7 @@ _ROWS = (
                 makes=expectations.calacs,
                 said_nothing_to_do=_NOTHING_PERFORMED,
                 out_of_memory=_HSTCAL_MEMORY,
+                trailer=True,
             ),
             _RUNASTRODRIZ,
         ),
@@ -256,6 +257,7 @@ _ROWS = (
                 makes=expectations.calwf3,
                 said_nothing_to_do=_NOTHING_PERFORMED,
                 out_of_memory=_HSTCAL_MEMORY,
+                trailer=True,
             ),
             _RUNASTRODRIZ,
         ),
@@ -363,12 +365,11 @@ _ROWS = (
         ),
         raw=("flc", "flt"),
         facts=_IPPPSSOOT_FACTS,
-        kept=(r"hst_\w+_{root}\w*[-\w]*\.(fits|txt|ecsv)", r"{dataset}_manifest\.txt", r"astrodrizzle\.log"),
+        kept=(r"hst_[-\w]+_{root}\w*[-\w]*\.(fits|txt|ecsv)", r"{dataset}_manifest\.txt", r"astrodrizzle\.log"),
         dropped=(r".*_ref_cat\.ecsv",),
         images=("drz", "drc"),
         composites=True,
         mast_suffixes=("FLC", "FLT"),
-        mast_product_type="pipeline",
     ),
     Instrument(
         name="mvm",
@@ -392,7 +393,6 @@ _ROWS = (
         thumbnail=512,
         composites=True,
         mast_suffixes=("FLC", "FLT"),
-        mast_product_type="HAP",
     ),
 )
 

@@ -11,12 +11,13 @@ import pytest
 from astropy.io import fits
 
 import caldp
-from caldp.calibrate import Products, calibrate, calls, expected
-from caldp.errors import CaldpError, OutputError, ProgramMemoryError, Stage1Error
+from caldp.calibrate import Products, calibrate, commands, expected
+from caldp.errors import CaldpError, OutputError, ProgramMemoryError, Stage1Error, Stage2Error
 from caldp.inputs import Inputs, fetch
 from caldp.references import References
 from caldp.run import Run
 from tests.conftest import RunFactory
+from tests.fakes import direct, programs
 from tests.fakes.cos import write_asn, write_raw, write_support
 
 EXPOSURE = ["ldfd01vnq_corrtag_a.fits", "ldfd01vnq_counts_a.fits", "ldfd01vnq_flt_a.fits", "ldfd01vnq_lampflash.fits",
@@ -154,19 +155,21 @@ def test_lamp_flashes_without_data_are_no_failure(calibrated: Calibrated) -> Non
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "header", "suffix"),
+    ("behaviour", "header", "suffix", "reason"),
     [
-        ("exit-5", {"EXPTYPE": "ACQ/PEAKD"}, "rawacq"),
-        ("nothing", {"FLATCORR": "OMIT", "WAVECORR": "OMIT", "X1DCORR": "OMIT"}, "rawtag_a"),
+        ("exit-5", {"EXPTYPE": "ACQ/PEAKD"}, "rawacq", "calcos makes no products of ACQ/PEAKD exposures like this"),
+        (
+            *("nothing", {"FLATCORR": "OMIT", "WAVECORR": "OMIT", "X1DCORR": "OMIT"}, "rawtag_a"),
+            "the headers ask calcos for no calibration step",
+        ),
     ],
 )
 def test_d8_nothing_to_calibrate_is_said(
-    calibrated: Calibrated, folder: Path, behaviour: str, header: dict[str, Any], suffix: str
+    calibrated: Calibrated, folder: Path, behaviour: str, header: dict[str, Any], suffix: str, reason: str
 ) -> None:
     write_raw(folder, "ldfd01vnq", suffix, **header)
     run, products = calibrated(behaviour, [])
-    assert products.reason.startswith("nothing was calibrated: calcos makes no products")
-    assert header.get("EXPTYPE", "EXTERNAL/SCI") in products.reason
+    assert products.reason == f"nothing was calibrated: {reason}"
     assert f"ldfd01vnq_{suffix}.fits" in names(products.files)
     assert (products.calibrated, products.previewed) == ((), ())
     assert run.telemetry.warnings == [products.reason]
@@ -259,13 +262,11 @@ def test_a_product_that_is_a_folder_is_missing(calibrated: Calibrated, make_run:
 
 
 @pytest.mark.usefixtures("association")
-def test_calls_and_expectations(make_run: RunFactory, folder: Path) -> None:
+def test_commands_and_expectations(make_run: RunFactory, folder: Path) -> None:
     run = make_run("ldfd01010")
     inputs = fetch(run, f"file:{folder}")
-    assert calls(inputs) == ["ldfd01010_asn.fits"]
-    wanted = expected(run, inputs)
-    assert sorted(wanted) == sorted([*EXPOSURE, *SECOND, *SUMS])
-    assert wanted["ldfd01010_x1dsum3.fits"] == ("ldfd01010", "x1dsum3")
+    assert commands(run, inputs) == [["calcos", "-o", str(run.workspace.products), "ldfd01010_asn.fits"]]
+    assert sorted(expected(run, inputs)) == sorted([*EXPOSURE, *SECOND, *SUMS])
 
 
 def test_an_association_of_acquisitions_expects_nothing(make_run: RunFactory, folder: Path) -> None:
@@ -273,8 +274,97 @@ def test_an_association_of_acquisitions_expects_nothing(make_run: RunFactory, fo
     write_raw(folder, "ldfd01vnq", "rawacq", EXPTYPE="ACQ/PEAKXD")
     run = make_run("ldfd01010")
     inputs: Inputs = fetch(run, f"file:{folder}")
-    assert expected(run, inputs) == {}
+    assert expected(run, inputs) == []
 
 
 def test_the_fake_is_executable() -> None:
     assert os.access(Path(__file__).parents[1] / "fakes" / "bin" / "calcos", os.X_OK)
+
+
+# ---- several programs
+
+
+@pytest.fixture
+def direct_run(
+    make_run: RunFactory, folder: Path, tmp_path: Path, clean_environment: pytest.MonkeyPatch
+) -> Callable[..., tuple[Run, Inputs, Callable[[], Products]]]:
+    """Make a run of ACS or WFC3 data with fake programs."""
+    found = programs.install(tmp_path / "bin")
+    clean_environment.setenv("PATH", f"{found}{os.pathsep}{os.environ['PATH']}")
+
+    def direct_run(dataset: str, **environ: str) -> tuple[Run, Inputs, Callable[[], Products]]:
+        switches = dict.fromkeys(("ASTROMETRY_COMPUTE_APOSTERIORI", "ASTROMETRY_APPLY_APRIORI"), "off")
+        run = make_run(dataset, PATH=os.environ["PATH"], **switches, **environ)
+        inputs = fetch(run, f"file:{folder}")
+        return run, inputs, lambda: calibrate(run, inputs, References("", "", (), run.workspace.references))
+
+    return direct_run
+
+
+DirectRun = Callable[..., tuple[Run, Inputs, Callable[[], Products]]]
+
+
+def test_plan_of_a_set(direct_run: DirectRun, folder: Path) -> None:
+    members = ("j8bt09jcq", "j8bt09jdq")
+    rows = [(root, "EXP-CRJ", True) for root in members]
+    write_asn(folder, "j8bt09040", *rows, ("j8bt09041", "PROD-CRJ", True))
+    for root in members:
+        direct.write_direct(folder, root)
+    run, inputs, go = direct_run("j8bt09040")
+    assert commands(run, inputs) == [
+        ["calacs.e", "j8bt09040_asn.fits"],
+        ["runastrodriz", "-n", "1", "j8bt09040_asn.fits"],
+    ]
+    wanted = ["j8bt09jcq_flt.fits", "j8bt09jdq_flt.fits", "j8bt09041_crj.fits", "j8bt09041_drz.fits"]
+    assert expected(run, inputs) == wanted
+    products = go()
+    assert {*wanted, "j8bt09jcq_flt_hlet.fits", "j8bt09jdq_flt_hlet.fits"} == set(names(products.calibrated))
+    trailers = {name for name in names(products.files) if name.endswith(".tra")}
+    assert trailers == {"j8bt09040.tra", "j8bt09041.tra", "j8bt09jcq.tra", "j8bt09jdq.tra"}
+    assert "j8bt09040_pydriz_copy.log" not in names(products.files)
+    previewed = {name.removesuffix(".fits") for name in names(products.previewed)}
+    assert previewed == {"j8bt09041_crj", "j8bt09041_drz"} | {f"{r}_{s}" for r in members for s in ("raw", "flt")}
+    assert [p.name for p in run.telemetry.stages[-1].programs] == ["calacs.e", "runastrodriz"]
+
+
+def test_a_program_that_the_headers_do_not_ask_for_is_not_planned(direct_run: DirectRun, folder: Path) -> None:
+    direct.write_direct(folder, "j8bt05njq", DRIZCORR="OMIT")
+    run, inputs, _ = direct_run("j8bt05njq")
+    assert commands(run, inputs) == [["calacs.e", "j8bt05njq_raw.fits"]]
+    assert expected(run, inputs) == ["j8bt05njq_flt.fits"]
+
+
+@pytest.mark.parametrize(("dataset", "kind"), [("j8bt05njq", direct.HRC), ("ibc604b9q", direct.UVIS)])
+def test_the_archive_has_a_trailer_of_every_image(
+    direct_run: DirectRun, folder: Path, dataset: str, kind: dict[str, Any]
+) -> None:
+    direct.write_direct(folder, dataset, kind | direct.OMIT)
+    _, _, go = direct_run(dataset)
+    products = go()
+    assert names(products.files) == [f"{dataset}.tra", f"{dataset}_raw.fits"]
+    assert "No calibration switch was set to PERFORM" in products.files[0].read_text()
+    assert products.calibrated == ()
+    assert names(products.previewed) == [f"{dataset}_raw.fits"]
+
+
+def test_the_trailer_of_a_program_is_left_as_it_is(direct_run: DirectRun, folder: Path) -> None:
+    direct.write_direct(folder, "j8bt05njq", DRIZCORR="OMIT")
+    _, _, go = direct_run("j8bt05njq")
+    (trailer,) = [f for f in go().files if f.suffix == ".tra"]
+    assert trailer.read_text() == "Input    j8bt05njq_raw.fits\n"
+
+
+def test_the_second_program_is_not_run_where_the_first_failed(direct_run: DirectRun, folder: Path) -> None:
+    direct.write_direct(folder, "j8bt05njq")
+    run, _, go = direct_run("j8bt05njq", FAKE_CALACS="exit-2")
+    with pytest.raises(Stage1Error, match=r"calacs\.e: exit status 2 \(ERROR: +SATUFILE `N/A' not found"):
+        go()
+    assert [p.name for p in run.telemetry.stages[-1].programs] == ["calacs.e"]
+
+
+def test_the_failure_of_the_second_program_is_its_own(direct_run: DirectRun, folder: Path) -> None:
+    direct.write_direct(folder, "j8bt05njq")
+    _, _, go = direct_run("j8bt05njq", FAKE_RUNASTRODRIZ="exit-1")
+    with pytest.raises(Stage2Error, match="runastrodriz: exit status 1") as caught:
+        go()
+    assert caught.value.exit_code == 24

@@ -60,6 +60,20 @@ def test_good_names(typed: str, name: str, kind: str, instrument: str) -> None:
     assert dataset.to_json() == {"name": name, "kind": kind, "instrument": instrument}
 
 
+@pytest.mark.parametrize(
+    ("name", "root"),
+    [
+        ("j8cb010b0", "j8cb010b0"),
+        ("ldfd01vnq", "ldfd01vnq"),
+        ("ACS_8PH_01", "j8ph01"),
+        ("wfc3_el3_1n", "iel31n"),
+        ("skycell-p2381x06y09", "skycell-p2381x06y09"),
+    ],
+)
+def test_what_the_names_of_files_begin_with(name: str, root: str) -> None:
+    assert Dataset.parse(name).root == root
+
+
 @pytest.mark.parametrize("typed", BAD.values(), ids=BAD.keys())
 def test_d12_neighbours_of_good_names_are_refused(typed: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tarfile
 from collections.abc import Callable
@@ -14,9 +13,11 @@ import pytest
 from astropy.io import fits
 
 from caldp.errors import InputError
+from caldp.expectations import Material, Member, Raw
 from caldp.inputs import Inputs, fetch
 from caldp.run import Run
 from tests.conftest import RunFactory
+from tests.fakes import direct, mosaic, stis
 from tests.fakes.cos import compress, truncate, write_asn, write_raw, write_support
 from tests.fakes.reporter import FakeReporter
 
@@ -59,6 +60,13 @@ def names(inputs: Inputs) -> list[str]:
     return listed
 
 
+def exposures(inputs: Inputs) -> tuple[str, ...]:
+    """Exposures among the members of an association."""
+    listed = tuple(m.root for m in inputs.members if not m.is_product)
+    assert listed == inputs.exposures
+    return listed
+
+
 def warnings(run: Run) -> list[str]:
     assert isinstance(run.telemetry.reporter, FakeReporter)
     return [e[2] for e in run.telemetry.reporter.events if e[:2] == ("message", "WARNING")]
@@ -86,7 +94,9 @@ def test_an_exposure(run: Run, folder: Path) -> None:
     write_support(folder, "ldfd01vnq")
     inputs = fetch(run, f"file:{folder}")
     assert names(inputs) == ["ldfd01vnq_rawtag_a.fits", "ldfd01vnq_spt.fits"]
-    assert (inputs.kind, inputs.association, inputs.members) == ("exposure", None, ("ldfd01vnq",))
+    assert (inputs.kind, inputs.association, inputs.members) == ("exposure", None, ())
+    assert (inputs.exposures, inputs.roots) == (("ldfd01vnq",), ("ldfd01vnq",))
+    assert (inputs.poller, inputs.settings_file, inputs.settings) == (None, None, {})
     raw = inputs.raw[0]
     assert (raw.root, raw.suffix, raw.source) == ("ldfd01vnq", "rawtag_a", str(path))
     assert raw.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -147,7 +157,10 @@ def test_an_association(asn_run: Run, association: Path) -> None:
         "ldfd01vpq_rawtag_a.fits",
         "ldfd01vpq_spt.fits",
     ]
-    assert (inputs.kind, inputs.members) == ("association", ("ldfd01vnq", "ldfd01vpq"))
+    assert (inputs.kind, exposures(inputs)) == ("association", ("ldfd01vnq", "ldfd01vpq"))
+    assert inputs.members == tuple(Member(root, kind) for root, kind, _ in MEMBERS)
+    assert inputs.roots == (ASN, "ldfd01vnq", "ldfd01vpq")
+    assert str(inputs).startswith("association, 2 exposure(s), 6 files, ")
     assert [f.facts["FPPOS"] for f in inputs.raw] == [1, 2]
 
 
@@ -219,18 +232,6 @@ def pack(folder: Path, name: str = "ldfd01vnq.tar.gz", mode: str = "w:gz") -> Pa
     return tarball
 
 
-def crooked(tarball: Path, name: str, **fields: Any) -> None:
-    """Write a tarball of one crooked member and one good one."""
-    good = write_raw(tarball.parent, "ldfd01vnq")
-    with tarfile.open(tarball, "w:gz") as archive:
-        info = tarfile.TarInfo(name)
-        for key, value in fields.items():
-            setattr(info, key, value)
-        archive.addfile(info, io.BytesIO(b"x" * info.size))
-        archive.add(good, good.name)
-    good.unlink()
-
-
 @pytest.mark.parametrize(
     ("name", "mode"), [("ldfd01vnq.tar.gz", "w:gz"), ("ldfd01vnq.tgz", "w:gz"), ("ldfd01vnq.tar", "w")]
 )
@@ -245,13 +246,13 @@ def test_a_tarball(run: Run, folder: Path, name: str, mode: str) -> None:
 
 def test_a_tarball_of_an_association(asn_run: Run, association: Path) -> None:
     pack(association, f"{ASN}.tar.gz")
-    assert fetch(asn_run, f"file:{association}").members == ("ldfd01vnq", "ldfd01vpq")
+    assert exposures(fetch(asn_run, f"file:{association}")) == ("ldfd01vnq", "ldfd01vpq")
 
 
 def test_the_tarball_of_another_dataset_is_not_touched(run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq")
     pack(folder, "ldfd01vpq.tar.gz")
-    refused(run, folder, "no file ldfd01vnq_*.fits and no ldfd01vnq.tar.gz")
+    refused(run, folder, "no file ldfd01vnq_asn.fits or ldfd01vnq_raw*.fits and no ldfd01vnq.tar.gz")
 
 
 def test_the_right_tarball_with_the_wrong_content(run: Run, folder: Path) -> None:
@@ -260,37 +261,33 @@ def test_the_right_tarball_with_the_wrong_content(run: Run, folder: Path) -> Non
     refused(run, folder, "ldfd01vnq")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["/tmp/ldfd01vnq_spt.fits", "../ldfd01vnq_spt.fits", "a/../../../ldfd01vnq_spt.fits"],  # noqa: S108
-)
-def test_d26_unsafe_paths_in_a_tarball_are_refused(run: Run, folder: Path, name: str) -> None:
-    crooked(folder / "ldfd01vnq.tar.gz", name, size=1)
-    refused(run, folder, "ldfd01vnq.tar.gz", name)
-    assert [p.name for p in folder.iterdir()] == ["ldfd01vnq.tar.gz"]
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
-        {"type": tarfile.LNKTYPE, "linkname": "../../etc/passwd"},
-        {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3},
-        {"type": tarfile.FIFOTYPE},
-        {"type": tarfile.DIRTYPE},
-    ],
-)
-def test_d26_links_and_devices_in_a_tarball_are_never_made(run: Run, folder: Path, fields: dict[str, Any]) -> None:
-    crooked(folder / "ldfd01vnq.tar.gz", "ldfd01vnq_spt.fits", **fields)
+def test_a_tarball_is_not_asked_for_where_the_files_are(run: Run, folder: Path) -> None:
+    write_raw(folder, "ldfd01vnq")
+    (folder / "ldfd01vnq.tar.gz").write_bytes(b"whatever")
     assert names(fetch(run, f"file:{folder}")) == ["ldfd01vnq_rawtag_a.fits"]
-    assert all(p.is_file() and not p.is_symlink() for p in (run.workspace.root / "unpacked").iterdir())
 
 
-def test_d25_settings_in_a_tarball_are_not_used(run: Run, folder: Path) -> None:
-    (folder / "ldfd01vnq_cal_env.txt").write_text("PATH=/evil\nLD_PRELOAD=/evil.so\n")
-    crooked(folder / "ldfd01vnq.tar.gz", "ldfd01vnq_cal_env.txt", size=1)
+def test_d26_a_tarball_that_tries_to_write_elsewhere_is_refused(run: Run, folder: Path) -> None:
+    path = write_raw(folder, "ldfd01vnq")
+    with tarfile.open(folder / "ldfd01vnq.tar.gz", "w:gz") as archive:
+        archive.add(path, path.name)
+        archive.add(path, "../ldfd01vnq_spt.fits")
+    path.unlink()
+    refused(run, folder, "ldfd01vnq.tar.gz")
+    assert [p.name for p in folder.iterdir()] == ["ldfd01vnq.tar.gz"]
+    assert not list(run.workspace.inputs.iterdir())
+
+
+def test_only_inputs_are_taken_out_of_a_tarball(run: Run, folder: Path, tmp_path: Path) -> None:
+    write_raw(folder, "ldfd01vnq")
+    with tarfile.open(folder / "ldfd01vnq.tar.gz", "w:gz") as archive:
+        archive.add(folder / "ldfd01vnq_rawtag_a.fits", "a/ldfd01vnq_rawtag_a.fits")
+        for name in ("setup.py", "ldfd01vnq_raw.txt", ".bashrc"):
+            (tmp_path / name).write_text("no")
+            archive.add(tmp_path / name, f"a/{name}")
+    (folder / "ldfd01vnq_rawtag_a.fits").unlink()
     fetch(run, f"file:{folder}")
-    assert "/evil" not in repr(run.config.program_environment())
+    assert [p.name for p in (run.workspace.root / "unpacked").iterdir()] == ["ldfd01vnq_rawtag_a.fits"]
 
 
 @pytest.mark.parametrize(
@@ -307,15 +304,6 @@ def test_a_truncated_tarball(run: Run, folder: Path, mode: str, share: float) ->
 
 def test_a_tarball_that_is_none(run: Run, folder: Path) -> None:
     (folder / "ldfd01vnq.tar.gz").write_bytes(os.urandom(5000))
-    refused(run, folder, "ldfd01vnq.tar.gz", "cannot be unpacked")
-
-
-def test_a_tarball_with_the_same_file_twice(run: Run, folder: Path) -> None:
-    path = write_raw(folder, "ldfd01vnq")
-    with tarfile.open(folder / "ldfd01vnq.tar.gz", "w:gz") as archive:
-        archive.add(path, f"a/{path.name}")
-        archive.add(path, f"b/{path.name}")
-    path.unlink()
     refused(run, folder, "ldfd01vnq.tar.gz")
 
 
@@ -332,7 +320,7 @@ def test_a_member_that_was_not_taken(asn_run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq")
     write_raw(folder, "ldfd01vpq")
     inputs = fetch(asn_run, f"file:{folder}")
-    assert inputs.members == ("ldfd01vnq",)
+    assert exposures(inputs) == ("ldfd01vnq",)
     assert names(inputs) == ["ldfd01010_asn.fits", "ldfd01vnq_rawtag_a.fits"]
     assert any("ldfd01vpq" in text for text in warnings(asn_run))
 
@@ -340,7 +328,7 @@ def test_a_member_that_was_not_taken(asn_run: Run, folder: Path) -> None:
 def test_a_product_that_is_not_there_yet(asn_run: Run, folder: Path) -> None:
     write_asn(folder, ASN, ("ldfd01vnq", "EXP-FP", True), (ASN, "PROD-FP", False))
     write_raw(folder, "ldfd01vnq")
-    assert fetch(asn_run, f"file:{folder}").members == ("ldfd01vnq",)
+    assert exposures(fetch(asn_run, f"file:{folder}")) == ("ldfd01vnq",)
     assert warnings(asn_run) == []
 
 
@@ -348,7 +336,7 @@ def test_a_table_without_the_column_memprsnt(asn_run: Run, folder: Path) -> None
     write_asn(folder, ASN, *MEMBERS, present=False)
     write_raw(folder, "ldfd01vnq")
     write_raw(folder, "ldfd01vpq")
-    assert fetch(asn_run, f"file:{folder}").members == ("ldfd01vnq", "ldfd01vpq")
+    assert exposures(fetch(asn_run, f"file:{folder}")) == ("ldfd01vnq", "ldfd01vpq")
 
 
 @pytest.mark.parametrize(
@@ -387,7 +375,7 @@ def test_no_directory(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_file(run: Run, folder: Path) -> None:
-    refused(run, folder, "no file ldfd01vnq_*.fits", str(folder))
+    refused(run, folder, "no file ldfd01vnq_asn.fits or ldfd01vnq_raw*.fits", str(folder))
 
 
 def test_support_alone_is_not_enough(run: Run, folder: Path) -> None:
@@ -471,3 +459,272 @@ def test_no_events_in_one_member(asn_run: Run, association: Path) -> None:
     (association / "ldfd01vpq_rawtag_a.fits").unlink()
     write_raw(association, "ldfd01vpq", events=0)
     refused(asn_run, association, "ldfd01vpq_rawtag_a.fits", "no events")
+
+
+# ---- what programs are given, and how it is told
+
+
+def test_the_material_leaves_out_what_is_empty(run: Run, folder: Path) -> None:
+    write_raw(folder, "ldfd01vnq", "rawtag_a")
+    write_raw(folder, "ldfd01vnq", "rawtag_b", events=0)
+    inputs = fetch(run, f"file:{folder}")
+    assert inputs.material == Material("ldfd01vnq", (Raw("ldfd01vnq", "rawtag_a", inputs.raw[0].facts),))
+
+
+def test_the_material_of_an_association(asn_run: Run, association: Path) -> None:
+    material = fetch(asn_run, f"file:{association}").material
+    assert material.dataset == ASN
+    assert [(raw.root, raw.facts["FPPOS"]) for raw in material.raws] == [("ldfd01vnq", 1), ("ldfd01vpq", 2)]
+    assert material.members == tuple(Member(root, kind) for root, kind, _ in MEMBERS)
+
+
+@pytest.mark.parametrize("product", ["j8bt09041", "j8bt09040"])
+def test_an_association_may_be_of_another_name_in_its_last_place(
+    make_run: RunFactory, folder: Path, product: str
+) -> None:
+    members = ("j8bt09jcq", "j8bt09jdq")
+    write_asn(folder, "j8bt09040", *[(root, "EXP-CRJ", True) for root in members], (product, "PROD-CRJ", False))
+    for root in members:
+        direct.write_direct(folder, root)
+    inputs = fetch(make_run("j8bt09040"), f"file:{folder}")
+    assert inputs.members[-1] == Member(product, "PROD-CRJ")
+    assert product in inputs.roots
+    assert exposures(inputs) == members
+
+
+@pytest.mark.parametrize("product", ["j8bt08040", "../../etc", "j8bt0904"])
+def test_the_table_of_another_association(make_run: RunFactory, folder: Path, product: str) -> None:
+    write_asn(folder, "j8bt09040", ("j8bt09jcq", "EXP-CRJ", True), (product, "PROD-CRJ", True))
+    direct.write_direct(folder, "j8bt09jcq")
+    refused(make_run("j8bt09040"), folder, "j8bt09040_asn.fits", f"is the table of '{product}'")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "other"), [("j8bt05njq", direct.UVIS, "WFC3"), ("i8bt05njq", direct.HRC, "ACS")]
+)
+def test_the_wrong_camera(make_run: RunFactory, folder: Path, dataset: str, kind: dict[str, Any], other: str) -> None:
+    direct.write_direct(folder, dataset, kind)
+    refused(make_run(dataset), folder, f"{dataset}_raw.fits is {other} data")
+
+
+@pytest.mark.parametrize("value", ["three", 2.5, None])
+def test_a_number_that_is_none(make_run: RunFactory, folder: Path, value: Any) -> None:
+    write_raw(folder, "ldfd01vnq", FPPOS=value)
+    if value == 2.5:
+        assert fetch(make_run("ldfd01vnq"), f"file:{folder}").raw[0].facts["FPPOS"] == 2
+    else:
+        refused(make_run("ldfd01vnq"), folder, "ldfd01vnq_rawtag_a.fits", "damaged header")
+
+
+# ---- settings that come with the data
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_settings(run: Run, folder: Path, packed: bool) -> None:
+    write_raw(folder, "ldfd01vnq")
+    text = "OMP_NUM_THREADS=2\nBadKey|ValuePair\nPATH=/evil\nLD_PRELOAD=/evil.so\n"
+    (folder / "ldfd01vnq_cal_env.txt").write_text(text)
+    if packed:
+        with tarfile.open(folder / "ldfd01vnq.tar.gz", "w:gz") as archive:
+            for path in (folder / "ldfd01vnq_cal_env.txt", folder / "ldfd01vnq_rawtag_a.fits"):
+                archive.add(path, path.name)
+                path.unlink()
+    inputs = fetch(run, f"file:{folder}")
+    assert names(inputs) == ["ldfd01vnq_cal_env.txt", "ldfd01vnq_rawtag_a.fits"]
+    assert inputs.settings == {"OMP_NUM_THREADS": "2"}
+    assert inputs.settings_file is not None
+    assert inputs.settings_file.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert [number for number in (2, 3, 4) if any(f"line {number}" in text for text in warnings(run))] == [2, 3, 4]
+    assert "/evil" not in repr(run.config.program_environment())
+
+
+def test_settings_beside_a_tarball_are_another_matter(run: Run, folder: Path) -> None:
+    write_raw(folder, "ldfd01vnq")
+    pack(folder)
+    (folder / "ldfd01vnq_cal_env.txt").write_text("OMP_NUM_THREADS=2\n")
+    assert fetch(run, f"file:{folder}").settings == {}
+
+
+def test_settings_of_another_dataset(run: Run, folder: Path) -> None:
+    write_raw(folder, "ldfd01vnq")
+    (folder / "ldfd01vpq_cal_env.txt").write_text("OMP_NUM_THREADS=2\n")
+    assert fetch(run, f"file:{folder}").settings_file is None
+
+
+# ---- STIS: files are named after the association, and go with others
+
+SPECTRUM = "obes03010"
+
+
+@pytest.fixture
+def stis_run(make_run: RunFactory) -> Run:
+    return make_run(SPECTRUM)
+
+
+@pytest.fixture
+def spectra(folder: Path) -> Path:
+    """An association whose table names exposures that have no files of their own."""
+    write_asn(folder, SPECTRUM, ("obes03cxq", "CRSPLIT", True), ("obes03czq", "AUTO-WAVECAL", True))
+    stis.write_stis(folder, SPECTRUM, exposures=2)
+    stis.write_stis(folder, SPECTRUM, "wav", EXPTYPE="WAVECAL", WAVECAL="N/A")
+    return folder
+
+
+def test_stis_files_are_named_after_the_association(stis_run: Run, spectra: Path) -> None:
+    write_support(spectra, SPECTRUM, "epc")
+    write_support(spectra, "obes03cxq", "epc")
+    stis.write_stis(spectra, "obes03020")
+    inputs = fetch(stis_run, f"file:{spectra}")
+    assert names(inputs) == [f"{SPECTRUM}_{suffix}.fits" for suffix in ("asn", "epc", "raw", "wav")]
+    assert (inputs.kind, inputs.members, inputs.exposures) == ("association", (), (SPECTRUM,))
+    assert [(f.suffix, f.facts["NEXTEND"]) for f in inputs.raw] == [("raw", 6)]
+    assert sorted(f.suffix for f in inputs.support) == ["epc", "wav"]
+
+
+def test_stis_without_a_table(stis_run: Run, spectra: Path) -> None:
+    (spectra / f"{SPECTRUM}_asn.fits").unlink()
+    assert fetch(stis_run, f"file:{spectra}").kind == "exposure"
+
+
+def test_stis_with_a_damaged_table(stis_run: Run, spectra: Path) -> None:
+    truncate(spectra / f"{SPECTRUM}_asn.fits", 0.6)
+    refused(stis_run, spectra, f"{SPECTRUM}_asn.fits", "not whole FITS")
+
+
+def test_stis_without_its_wavelength_calibration(stis_run: Run, spectra: Path) -> None:
+    (spectra / f"{SPECTRUM}_wav.fits").unlink()
+    refused(stis_run, spectra, f"{SPECTRUM}_raw.fits needs {SPECTRUM}_wav.fits")
+
+
+@pytest.mark.parametrize("header", [{"WAVECORR": "OMIT"}, {"WAVECAL": "N/A"}, {"OBSTYPE": "IMAGING"}])
+def test_stis_that_needs_no_wavelength_calibration(stis_run: Run, folder: Path, header: dict[str, str]) -> None:
+    stis.write_stis(folder, SPECTRUM, **header)
+    assert names(fetch(stis_run, f"file:{folder}")) == [f"{SPECTRUM}_raw.fits"]
+
+
+def test_stis_wavelength_calibration_alone(stis_run: Run, folder: Path) -> None:
+    stis.write_stis(folder, SPECTRUM, "wav", EXPTYPE="WAVECAL", WAVECAL="N/A")
+    write_support(folder, SPECTRUM, "spt")
+    inputs = fetch(stis_run, f"file:{folder}")
+    assert [(f.name, f.suffix) for f in inputs.raw] == [(f"{SPECTRUM}_wav.fits", "wav")]
+    assert [f.suffix for f in inputs.support] == ["spt"]
+
+
+def test_stis_support_alone_is_not_enough(stis_run: Run, folder: Path) -> None:
+    write_support(folder, SPECTRUM, "epc")
+    refused(stis_run, folder, f"no raw data for {SPECTRUM}")
+
+
+def test_a_stis_file_that_is_cut_between_two_exposures(stis_run: Run, folder: Path) -> None:
+    path = stis.write_stis(folder, SPECTRUM, exposures=2, WAVECORR="OMIT")
+    with fits.open(path) as hdus:
+        end = hdus[4].fileinfo()["hdrLoc"]
+    path.write_bytes(path.read_bytes()[:end])
+    refused(stis_run, folder, f"{SPECTRUM}_raw.fits", "3 of 6 extensions")
+
+
+# ---- mosaics: a list of calibrated exposures
+
+VISIT = "acs_8ph_01"
+CELL = "skycell-p2381x06y09"
+FLCS = {"j8ph01g3q_flc.fits": "F435W;CLEAR2L", "j8ph01g7q_flc.fits": "F555W;CLEAR2L"}
+
+
+@pytest.fixture
+def visit_run(make_run: RunFactory) -> Run:
+    return make_run(VISIT)
+
+
+@pytest.fixture
+def visit(folder: Path) -> Path:
+    for name in FLCS:
+        mosaic.write_calibrated(folder, name)
+    mosaic.write_visit(folder, VISIT, "9774", FLCS)
+    return folder
+
+
+def test_a_visit(visit_run: Run, visit: Path) -> None:
+    mosaic.write_calibrated(visit, "j8ph01g5q_flc.fits")
+    inputs = fetch(visit_run, f"file:{visit}")
+    assert names(inputs) == [f"{VISIT}_input.out", *FLCS]
+    assert (inputs.kind, inputs.association, inputs.members) == ("mosaic", None, ())
+    assert inputs.poller is not None
+    assert (inputs.directory / inputs.poller.name).read_bytes() == (visit / f"{VISIT}_input.out").read_bytes()
+    assert [(f.root, f.suffix) for f in inputs.raw] == [("j8ph01g3q", "flc"), ("j8ph01g7q", "flc")]
+
+
+def test_a_sky_cell(make_run: RunFactory, folder: Path) -> None:
+    exposure = "hst_11657_01_wfc3_uvis_f547m_ib8t01aa_flc.fits"
+    mosaic.write_calibrated(folder, exposure, "WFC3", "UVIS", ROOTNAME="ib8t01aaq")
+    mosaic.write_cell(folder, CELL, "11657", {exposure: "F547M"})
+    inputs = fetch(make_run(CELL), f"file:{folder}")
+    assert names(inputs) == [exposure, f"{CELL}_input.out"]
+    assert inputs.raw[0].root == exposure.removesuffix("_flc.fits")
+
+
+def test_a_sky_cell_of_another_instrument(make_run: RunFactory, folder: Path) -> None:
+    exposure = "hst_11657_01_wfc3_uvis_f547m_ib8t01aa_flc.fits"
+    mosaic.write_calibrated(folder, exposure, "STIS", "CCD")
+    mosaic.write_cell(folder, CELL, "11657", {exposure: "F547M"})
+    refused(make_run(CELL), folder, exposure, "is STIS data, not ACS or WFC3")
+
+
+def test_exposures_of_a_mosaic_may_be_compressed_and_are_taken_once(visit_run: Run, visit: Path) -> None:
+    compress(visit / "j8ph01g3q_flc.fits")
+    rows = (visit / f"{VISIT}_input.out").read_text().split()
+    mosaic.write_poller(visit, VISIT, *rows, "", rows[0])
+    assert [f.name for f in fetch(visit_run, f"file:{visit}").raw] == list(FLCS)
+
+
+def test_a_mosaic_in_a_tarball(visit_run: Run, visit: Path) -> None:
+    with tarfile.open(visit / f"{VISIT}.tar.gz", "w:gz") as archive:
+        for path in (visit / f"{VISIT}_input.out", *(visit / name for name in FLCS)):
+            archive.add(path, path.name)
+            path.unlink()
+    assert names(fetch(visit_run, f"file:{visit}")) == [f"{VISIT}_input.out", *FLCS]
+
+
+def test_a_mosaic_without_its_list(visit_run: Run, visit: Path) -> None:
+    (visit / f"{VISIT}_input.out").rename(visit / "acs_8ph_02_input.out")
+    refused(visit_run, visit, f"no file {VISIT}_input.out and no {VISIT}.tar.gz")
+
+
+def test_an_exposure_that_is_listed_and_missing(visit_run: Run, visit: Path) -> None:
+    (visit / "j8ph01g7q_flc.fits").unlink()
+    refused(visit_run, visit, f"{VISIT}_input.out lists j8ph01g7q_flc.fits, which is not in")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "  \n"])
+def test_a_list_of_nothing(visit_run: Run, visit: Path, content: str) -> None:
+    (visit / f"{VISIT}_input.out").write_text(content)
+    refused(visit_run, visit, f"{VISIT}_input.out lists no exposure")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rubbish", "../j8ph01g3q_flc.fits", "/etc/passwd", "j8ph01g3q_raw.fits", "j8ph01g3q_flc.fits.gz", "~/x_flc.fits",
+     "J8PH01G3Q_FLC.FITS", "hst_../../x_flc.fits", "hst_a/b_flc.fits", ",,", "$(id)_flc.fits", "caf\xe9", "a" * 5000],
+)  # fmt: skip
+def test_strange_names_in_a_list(visit_run: Run, visit: Path, name: str) -> None:
+    (visit / f"{VISIT}_input.out").write_bytes(f"{name},9774,8PH,01,60.0,F435W,WFC,x\n".encode("latin-1"))
+    error = refused(visit_run, visit, f"{VISIT}_input.out", "which is no calibrated exposure")
+    assert len(error.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("header", "word"),
+    [
+        ({"instrument": "STIS"}, "is STIS data, not ACS"),
+        ({"instrument": "WFC3"}, "is WFC3 data, not ACS"),
+        ({"ROOTNAME": "j8ph01g9q"}, "says it is j8ph01g9q"),
+    ],
+)
+def test_exposures_of_a_mosaic_are_checked(visit_run: Run, visit: Path, header: dict[str, str], word: str) -> None:
+    (visit / "j8ph01g3q_flc.fits").unlink()
+    mosaic.write_calibrated(visit, "j8ph01g3q_flc.fits", **header)
+    refused(visit_run, visit, "j8ph01g3q_flc.fits", word)
+
+
+def test_an_exposure_of_a_mosaic_that_is_cut_off(visit_run: Run, visit: Path) -> None:
+    truncate(visit / "j8ph01g3q_flc.fits", 0.7)
+    refused(visit_run, visit, "j8ph01g3q_flc.fits", "not whole FITS")
