@@ -190,7 +190,7 @@ def _collect(run: Run, directory: Path) -> Inputs:
         packed = next((p for p in (directory / f"{run.dataset}{end}" for end in _TARBALLS) if p.is_file()), None)
         if packed is None:
             raise InputError(
-                f"{run.dataset}: no file {source.wanted} and no {run.dataset}.tar.gz in {directory}",
+                f"{run.dataset}: no file {source.pattern} and no {run.dataset}.tar.gz in {directory}",
                 remedy=f"put {source.wanted} there",
             )
         source = _Source(run, _unpack(run, packed))
@@ -273,6 +273,11 @@ class _Source:
         self.directory = directory
         self.is_mosaic = run.dataset.kind != "ipppssoot"
         self._available = {} if self.is_mosaic else _available(run, directory)
+
+    @property
+    def pattern(self) -> str:
+        """How the files of the dataset are named."""
+        return f"{self.run.dataset}_input.out" if self.is_mosaic else f"{self.run.dataset}_*.fits"
 
     @property
     def wanted(self) -> str:

@@ -252,7 +252,7 @@ def test_a_tarball_of_an_association(asn_run: Run, association: Path) -> None:
 def test_the_tarball_of_another_dataset_is_not_touched(run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq")
     pack(folder, "ldfd01vpq.tar.gz")
-    refused(run, folder, "no file ldfd01vnq_asn.fits or ldfd01vnq_raw*.fits and no ldfd01vnq.tar.gz")
+    refused(run, folder, "no file ldfd01vnq_*.fits and no ldfd01vnq.tar.gz")
 
 
 def test_the_right_tarball_with_the_wrong_content(run: Run, folder: Path) -> None:
@@ -375,7 +375,7 @@ def test_no_directory(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_file(run: Run, folder: Path) -> None:
-    refused(run, folder, "no file ldfd01vnq_asn.fits or ldfd01vnq_raw*.fits", str(folder))
+    refused(run, folder, "no file ldfd01vnq_*.fits", "ldfd01vnq_asn.fits or ldfd01vnq_raw*.fits", str(folder))
 
 
 def test_support_alone_is_not_enough(run: Run, folder: Path) -> None:
