@@ -12,13 +12,14 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import caldp
 from caldp import programs
 from caldp.errors import OutputError, ProgramMemoryError
-from caldp.fitsfile import damage, update_header
+from caldp.fitsfile import damage, read_header, update_header
 from caldp.inputs import Inputs
 from caldp.instruments import Program
 from caldp.programs import ProgramRun
@@ -274,7 +275,8 @@ def _last_words(done: ProgramRun) -> str:
     telling = [n for n, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b|ERROR", line)]
     # HSTCAL says what is wrong on the first line of several, calcos on those after its error.
     first = next((n for n in reversed(telling) if n - 1 not in telling), -1)
-    chosen = lines[first:]
+    # The log lines of drizzlepac that may come after its error say nothing of it.
+    chosen = list(takewhile(lambda line: not re.search(r"\bsrc=|\bINFO\b", line), lines[first:])) or lines[-1:]
     return f" ({' '.join(chosen)[:300]})" if chosen else ""
 
 
@@ -341,13 +343,11 @@ def _listed(run: Run, inputs: Inputs, program: Program, there: Mapping[str, Path
 
 def _prove(run: Run, program: Program, path: Path) -> None:
     """Make sure that a product is whole, is of the exposure it is named after, and was made from calibrated files."""
-    from astropy.io import fits
-
     if reason := damage(path):
         raise program.error(
             f"{run.dataset}: {path.name} is not whole FITS ({reason})", remedy=f"{run.see_log}; run it again"
         )
-    header = fits.getheader(path)
+    header = read_header(path)
     rootname = str(header.get("ROOTNAME", "")).strip().lower()
     if re.fullmatch(r"[a-z0-9]{9}", rootname) and re.match(r"[a-z0-9]{9}_", path.name) and path.name[:9] != rootname:
         raise program.error(f"{run.dataset}: {path.name} holds {rootname}, another exposure", remedy=run.see_log)
@@ -443,10 +443,8 @@ def _nothing(run: Run, inputs: Inputs) -> str:
 
 
 def _versions(run: Run, calibrated: Iterable[Path]) -> dict[str, str]:
-    from astropy.io import fits
-
     for path in calibrated:
-        version = str(fits.getheader(path).get("CAL_VER", "")).strip()
+        version = str(read_header(path).get("CAL_VER", "")).strip()
         if version and run.recipe.reference_variable:
             return {run.recipe.programs[0].name: version}
     return {}

@@ -153,17 +153,17 @@ class Config:
         Returns
         -------
         dict
-            ``iref``, ``jref`` and so on.  What the caller exported is kept; else the folder is that of the CRDS cache,
-            whose layout is in its ``config/hst/ref_cache_subdir_mode``, or is flat if it is read-only.  Programs need
-            the slash at the end.
+            ``iref``, ``jref`` and so on, absolute, with the slash at the end that programs need.  What the caller
+            exported is kept; else the folder is that of the CRDS cache, whose layout is in its
+            ``config/hst/ref_cache_subdir_mode``, or is flat if it is read-only.
         """
         top = self.crds_path / "references" / "hst"
         try:
             mode = (self.crds_path / "config" / "hst" / "ref_cache_subdir_mode").read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             mode = "flat" if self.crds_readonly else "instrument"
-        folders = {name: f"{top}/" if mode == "flat" else f"{top / folder}/" for name, folder in _REFERENCES.items()}
-        return {name: f"{self.environment.get(name, folder).rstrip('/')}/" for name, folder in folders.items()}
+        own = {name: top if mode == "flat" else top / folder for name, folder in _REFERENCES.items()}
+        return {name: f"{Path(self.environment.get(name) or own[name]).absolute()}/" for name in own}
 
 
 def load(

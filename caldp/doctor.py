@@ -143,7 +143,7 @@ def _crds(settings: Config) -> list[Finding]:
         ),
         Finding(
             "CRDS context",
-            not context or not offline or context in known,
+            not context or not offline or not context.endswith(".pmap") or context in known,
             context or "not set: the operational one",
             f"the cache has no rules {context}: choose another with --context or CRDS_CONTEXT",
         ),

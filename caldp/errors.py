@@ -12,6 +12,7 @@ The tree (exit code)::
     +-- S3UploadError (25)           an object could not be written to S3         retry
     +-- S3DownloadError (26)         an object could not be read from S3          retry
     +-- ReferencesError (27)         CRDS: unknown context, missing or damaged reference
+    |   `-- ReferencesUnavailableError (27)  its server does not answer, or deliver  retry
     +-- PreviewError (28)            a preview could not be made
     +-- OutputError (29)             outputs or scratch cannot be written: permission, full disk
     +-- ProgramMemoryError (31)      the calibration program ran out of memory    retry with more memory
@@ -120,6 +121,12 @@ class ReferencesError(CaldpError):
     """Best references could not be assigned, or a reference file is missing or damaged."""
 
     exit_code = 27
+
+
+class ReferencesUnavailableError(ReferencesError):
+    """The CRDS server does not answer, or does not deliver a reference file."""
+
+    retriable = True
 
 
 class PreviewError(CaldpError):

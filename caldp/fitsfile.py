@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 #: What reading a damaged file raises, besides astropy's own exceptions.
-_DAMAGE = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, zlib.error)
+_DAMAGE = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, zlib.error)
+
+#: FITS blocks, and the most axes that an array may have (FITS standard 4.0, sections 3.1 and 4.4.1.1).
+_BLOCK = 2880
+_MOST_AXES = 999
 
 #: astropy's warnings that mean damage; a header cut short is only a warning to it. Others are matters of taste.
 _ALARMING = ("File may have been truncated", "Error validating header", "Invalid keyword for column")
@@ -54,6 +60,9 @@ def damage(path: Path, *, count: bool = False) -> str:
         with damage_raises(), path.open("rb") as stream:
             compressed = stream.read(2) == b"\x1f\x8b"
             stream.seek(0)
+            with gzip.open(stream) if compressed else nullcontext(stream) as plain:
+                _count_axes(plain)
+            stream.seek(0)
             with fits.open(stream, memmap=not compressed) as hdus:
                 end = max(info["datLoc"] + info["datSpan"] for info in (hdu.fileinfo() for hdu in hdus))
                 promised = int(hdus[0].header.get("NEXTEND", 0)) if count else 0
@@ -65,6 +74,44 @@ def damage(path: Path, *, count: bool = False) -> str:
     except (*_DAMAGE, AstropyWarning, fits.VerifyError) as error:
         return " ".join(str(error).split())[:160] or type(error).__name__
     return ""
+
+
+def _count_axes(stream: Any) -> None:  # noqa: ANN401 - a file or a gzip.GzipFile
+    """Raise ValueError if a header has more axes than there can be: astropy would count a billion of them."""
+    from astropy.io import fits
+
+    with suppress(EOFError):  # no further header
+        while True:
+            header = fits.Header.fromfile(stream)
+            axes = int(header.get("NAXIS", 0))
+            if not 0 <= axes <= _MOST_AXES:
+                raise ValueError(f"NAXIS = {axes}")
+            sides = [int(header[f"NAXIS{n}"]) for n in range(1, axes + 1)]
+            if sides and sides[0] == 0 and header.get("GROUPS"):
+                sides = sides[1:]
+            cells = math.prod(sides) if sides else 0
+            size = (
+                abs(int(header["BITPIX"])) // 8 * int(header.get("GCOUNT", 1)) * (int(header.get("PCOUNT", 0)) + cells)
+            )
+            stream.seek(-(-size // _BLOCK) * _BLOCK, io.SEEK_CUR)
+
+
+def read_header(path: Path) -> Any:  # noqa: ANN401 - astropy has no types
+    """Read the primary header of a file, whatever its cards look like.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    astropy.io.fits.Header
+    """
+    from astropy.io import fits
+
+    with damage_raises():
+        return fits.getheader(path)
 
 
 def _expanded(path: Path) -> int:

@@ -399,12 +399,13 @@ def _with_facts(run: Run, file: InputFile) -> InputFile:
         facts |= {key: int(facts[key]) for key in run.recipe.numbers if key in facts}
         if "EVENTS" in hdus:
             facts["EVENTS"] = len(hdus["EVENTS"].data)
-    instrument = str(facts.get("INSTRUME", "no")).strip()
+    instrument = str(facts.get("INSTRUME", "")).strip()
     # Only a sky cell may hold the data of several.
     allowed = [name for name in run.recipe.instruments if run.dataset.instrument in (name, "mvm")]
     if instrument.lower() not in allowed:
         raise InputError(
-            f"{run.dataset}: {file.source} is {instrument} data, not {' or '.join(name.upper() for name in allowed)}",
+            f"{run.dataset}: {file.source} {f'is {instrument} data' if instrument else 'names no instrument'}, "
+            f"not {' or '.join(name.upper() for name in allowed)}",
             remedy="put the right file there",
         )
     # The exposures of a sky cell are named after their visit.

@@ -241,7 +241,7 @@ def survey(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOU
         if wrong:
             raise ReferencesError(
                 f"{job.dataset}: {len(wrong)} of {len(found.checked)} references cannot be used, first {wrong[0].name}",
-                remedy="sync the CRDS cache, choose another --context, or give your own file with --override",
+                remedy="see the table; choose another --context, or give your own file with --override",
             )
     return outcome
 

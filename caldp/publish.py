@@ -188,6 +188,7 @@ def _replaceable(store: Store, mine: Status, prefix: str) -> set[str]:
 def _record(
     run: Run, store: Store, source: str, inputs: Inputs, references: References, products: Products
 ) -> dict[str, Any]:
+    crds = {"crds": references.crds_version} if references.crds_version else {}
     return {
         "format": 1,
         "dataset": run.dataset.name,
@@ -200,7 +201,7 @@ def _record(
         "started": run.started,
         "finished": messages.now(),
         "context": references.context,
-        "versions": {**_versions(), "crds": references.crds_version, **products.versions},
+        "versions": {**_versions(), **crds, **products.versions},
         "config": run.config.to_json(),
         "input": absolute_uri(source),
         "output": store.uri,

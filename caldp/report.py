@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from caldp.fitsfile import damage_raises
 from caldp.reporter import human_size, human_time, printable
 
 if TYPE_CHECKING:
@@ -448,7 +449,7 @@ def _header(path: Path) -> dict[str, Any]:
 
     values: dict[str, Any] = {}
     # Anything may be wrong in a damaged file, and no fact is worth a failed report.
-    with contextlib.suppress(Exception), fits.open(path, memmap=True, lazy_load_hdus=True) as hdus:
+    with contextlib.suppress(Exception), damage_raises(), fits.open(path, memmap=True, lazy_load_hdus=True) as hdus:
         for index in (0, 1):
             header = hdus[index].header
             for key in _KEYWORDS:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from astropy.io import fits
+
+from caldp.dataset import Dataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("CALDP_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -24,7 +31,17 @@ CONTEXT = "hst_0729.pmap"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 #: Variables of the caller that would change what a run does.
-_IGNORED = ("CRDS_", "CALDP_", "lref", "CSYS_VER", "AWSDPVER", "AWSYSVER")
+_IGNORED = ("CRDS_", "CALDP_", "ASTROMETRY_", "iref", "jref", "lref", "oref", "CSYS_VER", "AWSDPVER", "AWSYSVER")
+
+#: Programs of HSTCAL, which are not in the Python package index.
+HSTCAL = ("calacs.e", "calwf3.e", "cs0.e")
+
+needs_calacs = pytest.mark.skipif(
+    shutil.which("calacs.e") is None, reason="calacs.e (HSTCAL) is not installed; it is not in the Python package index"
+)
+needs_cs0 = pytest.mark.skipif(
+    shutil.which("cs0.e") is None, reason="cs0.e (HSTCAL) is not installed; it is not in the Python package index"
+)
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +133,7 @@ class Desk:
 
     def folder(self, dataset: str) -> Path:
         """Return the dataset's folder of products."""
-        return self.output / "data" / "cos" / dataset
+        return self.output / Dataset.parse(dataset).prefix
 
     def manifest(self, dataset: str) -> dict[str, Any]:
         """Read a dataset's manifest."""
@@ -203,6 +220,249 @@ def association_result(association: Desk) -> Result:
     """What the command said."""
     code, stdout, stderr = json.loads((association.home / "result.json").read_text())
     return Result(code, stdout, stderr)
+
+
+# --- ACS/HRC and what is made of it ------------------------------------------------------------------------------
+
+HRC = "j8bt05njq"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Things that are made once for all tests and workers of a run."""
+
+    home: Path
+
+    @contextmanager
+    def once(self, name: str) -> Iterator[Path | None]:
+        """Yield an empty folder to fill, or None where another test has filled it."""
+        folder = self.home / name
+        with (self.home / f"{name}.turn").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if (self.home / f"{name}.done").exists():
+                yield None
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield folder
+            (self.home / f"{name}.done").touch()
+
+    def calibrated(self, name: str, dataset: str, env: Mapping[str, str], fill: Callable[[Path], object]) -> Desk:
+        """Return the desk at which a dataset was calibrated from what ``fill`` put into its folder of inputs."""
+        desk = Desk(self.home / name, env)
+        with self.once(name) as folder:
+            if folder is not None:
+                desk.inputs.mkdir()
+                options = fill(desk.inputs)
+                result = desk.process(dataset, *(options if isinstance(options, list) else []))
+                (folder / "result.json").write_text(json.dumps([result.code, result.stdout, result.stderr]))
+        assert json.loads((desk.home / "result.json").read_text())[0] == 0, (desk.home / "result.json").read_text()
+        return desk
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """A place that all workers of a run share."""
+    shared = tmp_path_factory.getbasetemp()
+    return Shelf(shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared)
+
+
+def unpacked(packed: Path, target: Path) -> Path:
+    """Put the content of a gzip file into another one."""
+    target.write_bytes(gzip.decompress(packed.read_bytes()))
+    return target
+
+
+def make_hrc(target: Path, raw: Path, *, member: str = "", moved: tuple[int, int] = (0, 0), **keywords: str) -> Path:
+    """Write a raw exposure that differs from a real one as another of its visit would.
+
+    Parameters
+    ----------
+    target : Path
+        ``<root>_raw.fits``; it becomes the exposure of that name.
+    raw : Path
+        The real one.
+    member : str
+        ``<association>:<type>``, for example ``j8bt05020:EXP-DTH``.
+    moved : tuple of int
+        By how many columns and rows the telescope pointed elsewhere.
+    **keywords : str
+        Other keywords of the primary header.
+    """
+    root = target.name[:9]
+    association, _, kind = member.partition(":")
+    with fits.open(raw) as hdus:
+        primary = hdus[0].header
+        primary.update(ROOTNAME=root, FILENAME=target.name, **keywords)
+        later = sum(map(ord, root)) % 97 / 1440
+        primary["EXPSTART"] += later
+        primary["EXPEND"] += later
+        if association:
+            primary.update(ASN_ID=association.upper(), ASN_TAB=f"{association}_asn.fits", ASN_MTYP=kind)
+        for hdu in hdus[1:]:
+            hdu.header["ROOTNAME"] = hdu.header["EXPNAME"] = root
+            if "CRVAL1" in hdu.header:
+                right_ascension, declination = np.array(moved) @ [
+                    [hdu.header["CD1_1"], hdu.header["CD2_1"]],
+                    [hdu.header["CD1_2"], hdu.header["CD2_2"]],
+                ]
+                hdu.header["CRVAL1"] -= right_ascension / np.cos(np.radians(hdu.header["CRVAL2"]))
+                hdu.header["CRVAL2"] -= declination
+        if any(moved):
+            hdus["SCI"].data = np.roll(hdus["SCI"].data, moved, axis=(1, 0))
+        hdus.writeto(target)
+    return target
+
+
+@dataclass(frozen=True)
+class Hrc:
+    """Real raw data of the HRC, variants of them, and stand-ins for their references."""
+
+    data: Path
+    folder: Path
+
+    @property
+    def raw(self) -> Path:
+        """The real exposure, unpacked."""
+        return self.folder / f"{HRC}_raw.fits"
+
+    @property
+    def references(self) -> Path:
+        """The stand-ins."""
+        return self.folder / "references"
+
+    @property
+    def override(self) -> list[str]:
+        """What calacs.e insists on and these CRDS rules do not know."""
+        return ["--override", f"SATUFILE={self.references / 'zzsynth1j_sat.fits'}"]
+
+    def give(self, inputs: Path) -> list[str]:
+        """Put the real exposure into a folder of inputs; return the options that it needs."""
+        shutil.copy(self.raw, inputs / self.raw.name)
+        return self.override
+
+    def dithered(self, inputs: Path) -> list[str]:
+        """Put two exposures that are offset by a dither there, and their association table: j8bt05020."""
+        members = {"j8bt05njq": (0, 0), "j8bt05nkq": (12, 8)}
+        for root, moved in members.items():
+            make_hrc(inputs / f"{root}_raw.fits", self.raw, member="j8bt05020:EXP-DTH", moved=moved)
+        self.associate(inputs / "j8bt05020_asn.fits", "J8BT05021", "DTH", *members)
+        return self.override
+
+    def split(self, inputs: Path) -> list[str]:
+        """Put two exposures that were split against cosmic rays there, and their association table: j8bt09040.
+
+        Their headers name the reference that the rules do not know.
+        """
+        members = ("j8bt09jcq", "j8bt09jdq")
+        for root in members:
+            raw = make_hrc(inputs / f"{root}_raw.fits", self.raw, member="j8bt09040:EXP-CRJ", **self.splitting)
+            with fits.open(raw, mode="update") as hdus:
+                hdus[0].header["CRSPLIT"] = 2
+                rows, columns = np.random.default_rng(sum(map(ord, root))).integers(40, 1000, (2, 200))
+                data = hdus["SCI"].data
+                data[rows, columns] = np.minimum(data[rows, columns].astype(int) + 5000, 65535)
+                hdus["SCI"].data = data
+        self.associate(inputs / "j8bt09040_asn.fits", "J8BT09041", "CRJ", *members)
+        return []
+
+    @property
+    def splitting(self) -> dict[str, str]:
+        """Keywords of such an exposure."""
+        return {"CRCORR": "PERFORM", "SATUFILE": "jref$zzsynth1j_sat.fits"}
+
+    def associate(self, table: Path, product: str, kind: str, *members: str) -> None:
+        """Write an association table."""
+        rows = [f"{root.upper()}:EXP-{kind}" for root in members]
+        script = str(self.data / "make_asn.py")
+        subprocess.run([sys.executable, script, str(table), product, f"PROD-{kind}", *rows], check=True)
+
+
+@pytest.fixture(scope="session")
+def crds_rules(environment: dict[str, str], shared_data: Path) -> dict[str, str]:
+    """Environment of a user who has exported rules for all instruments, and works away from any network."""
+    return {
+        **environment,
+        "CRDS_PATH": str(shared_data / "crds-contexts"),
+        "ASTROMETRY_COMPUTE_APOSTERIORI": "off",
+        "ASTROMETRY_APPLY_APRIORI": "off",
+    }
+
+
+def choose_references(folder: Path, raws: list[Path], env: Mapping[str, str]) -> None:
+    """Let the real crds write the names of references into raw files."""
+    command = [sys.executable, "-m", "crds.bestrefs", "--update-bestrefs", "--new-context", CONTEXT, "--files"]
+    offline = {**env, "CRDS_OBSERVATORY": "hst", "CRDS_READONLY_CACHE": "1"}
+    subprocess.run([*command, *(r.name for r in raws)], cwd=folder, env=offline, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def hrc_data(shelf: Shelf, shared_data: Path, crds_rules: dict[str, str]) -> Hrc:
+    """The real exposure, and stand-ins for the references that CRDS chooses for it and its variants."""
+    data = Hrc(shared_data / "acs-hrc", shelf.home / "hrc-data")
+    with shelf.once("hrc-data") as folder:
+        if folder is not None:
+            unpacked(data.data / f"{HRC}_raw.fits.gz", data.raw)
+            chosen = folder / "chosen"
+            chosen.mkdir()
+            raws = [Path(shutil.copy(data.raw, chosen))]
+            raws.append(make_hrc(chosen / "j8bt09jcq_raw.fits", data.raw, **data.splitting))
+            raws.append(make_hrc(chosen / "j8bt05nlq_raw.fits", data.raw, FILTER1="F606W"))
+            choose_references(chosen, raws, crds_rules)
+            make = [sys.executable, str(data.data / "make_refs.py"), "--set-satufile", str(data.references)]
+            subprocess.run([*make, *map(str, raws)], check=True, capture_output=True)
+    return data
+
+
+def shim(folder: Path, name: str, text: str) -> Path:
+    """Write an executable of that name; return the folder, to be put on PATH."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hrc_environment(
+    hrc_data: Hrc, crds_rules: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Environment to calibrate HRC data in: with calacs.e or, where HSTCAL is not installed, with a stand-in."""
+    env = {**crds_rules, "jref": f"{hrc_data.references}/"}
+    if shutil.which("calacs.e") is None:
+        command = f"exec '{sys.executable}' '{REPOSITORY / 'tests/fakes/hrc.py'}' \"$@\""
+        env["PATH"] = f"{shim(tmp_path_factory.mktemp('bin'), 'calacs.e', command)}{os.pathsep}{env['PATH']}"
+    return env
+
+
+def without_hstcal(env: Mapping[str, str], links: Path) -> dict[str, str]:
+    """Return an environment in which HSTCAL is not installed; its neighbours still are, as links."""
+    folders = []
+    for number, folder in enumerate(env["PATH"].split(os.pathsep)):
+        if folder and any((Path(folder) / name).exists() for name in HSTCAL):
+            place = links / str(number)
+            place.mkdir(parents=True)
+            for path in Path(folder).iterdir():
+                if path.name not in HSTCAL:
+                    (place / path.name).symlink_to(path)
+            folder = str(place)
+        folders.append(folder)
+    return {**env, "PATH": os.pathsep.join(folders)}
+
+
+@pytest.fixture
+def hrc_desk(tmp_path: Path, hrc_environment: dict[str, str]) -> Desk:
+    """An empty directory to work on HRC data in."""
+    (tmp_path / "IN").mkdir()
+    return Desk(tmp_path, hrc_environment)
+
+
+@pytest.fixture(scope="session")
+def hrc(shelf: Shelf, hrc_data: Hrc, hrc_environment: dict[str, str]) -> Desk:
+    """The real HRC exposure, calibrated and drizzled once by caldp-process."""
+    return shelf.calibrated("hrc", HRC, hrc_environment, hrc_data.give)
+
+
+# --- figures and processes ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture

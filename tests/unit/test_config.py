@@ -245,6 +245,53 @@ def test_switches(value: str, on: bool) -> None:
     assert loaded.allow_bad_references is on
 
 
+# ---- where references are
+
+FOLDERS = {
+    "iref": "wfc3",
+    "jref": "acs",
+    "lref": "cos",
+    "nref": "nicmos",
+    "oref": "stis",
+    "uref": "wfpc2",
+    "uref_linux": "wfpc2",
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "readonly", "divided"),
+    [
+        ("flat", "1", False),
+        ("flat\n", "0", False),
+        ("instrument", "1", True),
+        ("instrument\n", "0", True),
+        (None, "1", False),
+        (None, "0", True),
+    ],
+)
+def test_d23_reference_folders_follow_the_layout_of_the_cache(
+    tmp_path: Path, mode: str | None, readonly: str, divided: bool
+) -> None:
+    if mode is not None:
+        tag = tmp_path / "config" / "hst" / "ref_cache_subdir_mode"
+        tag.parent.mkdir(parents=True)
+        tag.write_text(mode)
+    env = BARE | {"CRDS_PATH": str(tmp_path), "CRDS_READONLY_CACHE": readonly}
+    top = f"{tmp_path}/references/hst/"
+    assert load("caldp-config-onsite", environ=env).reference_folders() == {
+        name: f"{top}{folder}/" if divided else top for name, folder in FOLDERS.items()
+    }
+
+
+def test_exported_reference_folders_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = {"iref": "/a/b", "jref": "/a/b/", "oref": "/a/b//", "lref": "refs", "nref": ""}
+    folders = load("caldp-config-onsite", environ=BARE | mine).reference_folders()
+    assert folders["iref"] == folders["jref"] == folders["oref"] == "/a/b/"
+    assert folders["lref"] == f"{tmp_path}/refs/"  # programs run elsewhere
+    assert folders["nref"] == folders["uref_linux"] == "/grp/crds/cache/references/hst/"
+
+
 # ---- secrets
 
 

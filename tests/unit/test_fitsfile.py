@@ -103,3 +103,33 @@ def test_cut_gzip_stream_under_a_fits_name(tmp_path: Path, part: float) -> None:
     assert damage(path) == ""
     path.write_bytes(packed[: int(len(packed) * part)])
     assert damage(path) != ""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("axes", [1_000_000_000, 1000, -1])
+def test_axes_that_cannot_be(tmp_path: Path, axes: int, packed: bool) -> None:
+    """astropy would count a billion axes one by one."""
+    path = tmp_path / "x.fits"
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(np.zeros((4, 4)))]).writeto(path)
+    content = path.read_bytes()
+    start = content.index(b"NAXIS   =", 2880)
+    content = content[:start] + f"NAXIS   = {axes:>20}".encode().ljust(80) + content[start + 80 :]
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert damage(path) == f"NAXIS = {axes}"
+
+
+def test_sides_that_no_file_has(tmp_path: Path) -> None:
+    path = tmp_path / "x.fits"
+    fits.PrimaryHDU(np.zeros((4, 4))).writeto(path)
+    path.write_bytes(path.read_bytes().replace(b"NAXIS1  =                    4", b"NAXIS1  =  9999999999999999999"))
+    assert damage(path)
+
+
+def test_groups_are_measured(tmp_path: Path) -> None:
+    path = tmp_path / "x.fits"
+    data = fits.GroupData(np.zeros((3, 1, 4, 4), np.float32), bitpix=-32, parnames=["A"], pardata=[np.zeros(3)])
+    fits.HDUList([fits.GroupsHDU(data), fits.ImageHDU(np.zeros(5))]).writeto(path)
+    assert damage(path) == ""
+    truncated = path.read_bytes()[:-2880]
+    path.write_bytes(truncated)
+    assert "truncated" in damage(path)

@@ -425,7 +425,7 @@ def test_another_instrument(run: Run, folder: Path, instrument: Any) -> None:
 
 def test_no_instrument(run: Run, folder: Path) -> None:
     fits.PrimaryHDU().writeto(folder / "ldfd01vnq_rawtag_a.fits")
-    refused(run, folder, "ldfd01vnq_rawtag_a.fits", "is no data, not COS")
+    refused(run, folder, "ldfd01vnq_rawtag_a.fits", "names no instrument, not COS")
 
 
 def test_a_file_under_a_wrong_name(run: Run, folder: Path) -> None:

@@ -152,6 +152,34 @@ def test_the_context_asked_for_is_the_one_used(start: Start, crds_cache: Path) -
     assert references.contexts(run.config) == ["hst_0001.pmap", "hst_0002.pmap"]
 
 
+def test_a_survey_says_what_is_wrong_with_each(start: Start, crds_cache: Path, tmp_path: Path) -> None:
+    change(crds_cache, bad_files_list=["sim00001l_disp.fits"], bad_files="")
+    mine = Path(shutil.copy(next(crds_cache.rglob("sim00001l_1dx.fits")), tmp_path / "mine_1dx.fits"))
+    next(crds_cache.rglob(FLUX)).unlink()
+    truncate(next(crds_cache.rglob("sim00001l_lamp.fits")), 0.9)
+    run, inputs = start({"overrides": (("XTRACTAB", mine),)})
+    answer = references.survey(run, inputs)
+    found = {one.type: one for one in answer.checked}
+    assert not answer.ok
+    assert sorted(kind for kind, one in found.items() if one.problem) == ["DISPTAB", "FLUXTAB", "LAMPTAB"]
+    assert {one.state for one in answer.checked} == {"intact", "override", "unusable"}
+    assert found["DISPTAB"].problem == "CRDS knows it to be bad"
+    assert found["FLUXTAB"].problem == f"missing: not in {crds_cache}/references/hst/"
+    assert "is not whole FITS" in found["LAMPTAB"].problem
+    assert found["XTRACTAB"].to_json() == {
+        "type": "XTRACTAB",
+        "name": "mine_1dx.fits",
+        "state": "override",
+        "ok": True,
+        "problem": "",
+        "size": mine.stat().st_size,
+        "sha1": hashlib.sha1(mine.read_bytes()).hexdigest(),  # noqa: S324
+        "path": str(mine),
+        "override": True,
+    }
+    assert set(found["FLUXTAB"].to_json()) == set(found["XTRACTAB"].to_json())
+
+
 # ---- what needs no crds
 
 
@@ -167,6 +195,103 @@ def test_the_context_asked_for_is_the_one_used(start: Start, crds_cache: Path) -
 )
 def test_contexts_that_are_not_there(start: Start, context: str, words: list[str]) -> None:
     refused(*start({"crds_context": context}), *words)
+
+
+@pytest.mark.parametrize(
+    ("context", "fields", "used"),
+    [
+        ("", {}, "hst_0001.pmap"),
+        ("hst-operational", {}, "hst_0001.pmap"),
+        ("hst-edit", {}, "hst_0001.pmap"),
+        ("hst-latest", {"latest_context": "hst_0001.pmap"}, "hst_0001.pmap"),
+        ("hst-latest", {"operational_context": "hst_0001.pmap"}, "hst_0001.pmap"),
+        ("hst-operational", {"operational_context": "", "latest_context": "hst_0001.pmap"}, "hst_0001.pmap"),
+        ("hst-operational", {"operational_context": "hst_0002.pmap"}, "unknown CRDS context hst-operational (hst_0002"),
+        ("hst-edit", {"edit_context": ""}, "unknown CRDS context hst-edit: "),
+    ],
+)
+def test_contexts_by_what_they_are_for(start: Start, context: str, fields: dict[str, str], used: str) -> None:
+    run, _ = start({"crds_context": context})
+    server = {"operational_context": "hst_0001.pmap", "edit_context": "hst_0001.pmap"} | fields
+    if used.endswith(".pmap"):
+        assert references._context(run, server) == used
+    else:
+        with pytest.raises(ReferencesError) as caught:
+            references._context(run, server)
+        assert used in str(caught.value)
+
+
+def test_a_server_may_know_more_contexts_than_the_cache(start: Start) -> None:
+    server = {"crds_server_url": "https://crds", "crds_readonly": False}
+    run, _ = start({**server, "crds_context": "hst_9999.pmap"})
+    assert references._context(run, {}) == "hst_9999.pmap"
+    run, _ = start({**server, "crds_context": ""})
+    assert references._context(run, {"operational_context": "hst_0001.pmap"}) == "hst-operational"
+    run, _ = start({**server, "crds_context": "hst_9999.pmap", "crds_readonly": True})
+    with pytest.raises(ReferencesError, match="unknown CRDS context"):
+        references._context(run, {})
+
+
+@pytest.mark.parametrize("text", [None, "", "{"])
+def test_what_is_known_of_a_server_may_be_missing_where_it_can_be_asked(
+    start: Start, crds_cache: Path, text: str | None
+) -> None:
+    run, _ = start({"crds_server_url": "https://crds", "crds_readonly": False})
+    path = crds_cache / "config" / "hst" / "server_config"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    assert references._server_config(run) == {}
+
+
+def test_what_another_run_is_just_replacing_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(references, "_sha1", gone)
+    choice = references._Choice("hst_0001.pmap", "14", frozenset(), {}, {}, answered=True)
+    files, (wanting,) = references._look(run, choice, [("FLUXTAB", FLUX)])
+    assert (files, wanting.path, wanting.replaceable) == ([], None, True)
+    assert "being replaced" in wanting.error.message
+
+
+@pytest.mark.parametrize(
+    ("known", "same"),
+    [
+        ({"size": "5", "sha1sum": "abc"}, True),
+        ({"size": "5", "sha1sum": "none"}, True),
+        ({"size": "5", "sha1sum": ""}, True),
+        ({"size": "6", "sha1sum": "none"}, False),
+        ({"size": "5", "sha1sum": "abd"}, False),
+    ],
+)
+def test_some_files_have_no_checksum(known: dict[str, str], same: bool) -> None:
+    assert references._agrees(known, 5, "abc") is same
+
+
+def test_crds_is_given_little_time_unless_more_is_exported(make_run: RunFactory) -> None:
+    plain = references._environment(make_run().config)
+    assert int(plain["CRDS_CLIENT_TIMEOUT_SECONDS"]) * int(plain["CRDS_CLIENT_RETRY_COUNT"]) <= 60
+    patient = references._environment(make_run(CRDS_CLIENT_TIMEOUT_SECONDS="600").config)
+    assert patient == plain | {"CRDS_CLIENT_TIMEOUT_SECONDS": "600"}
+
+
+def test_references_as_text() -> None:
+    def row(kind: str, state: str, size: int | None, problem: str = "") -> dict[str, Any]:
+        return {"type": kind, "name": "x.fits", "state": state, "size": size, "problem": problem}
+
+    rows = [row("A", "intact", 1000), row("BB", "override", 5), row("C", "download", 2_000_000),
+            row("D", "download", None), row("E", "unusable", None, "gone")]  # fmt: skip
+    text = references.as_text({"context": "hst_0001.pmap", "cache": "/c", "references": rows})
+    assert text.splitlines() == [
+        "5 references of hst_0001.pmap, cache /c; 2 would be downloaded, 2.0 MB",
+        "TYPE  FILE        BYTES  STATE",
+        "A     x.fits      1,000  intact",
+        "BB    x.fits          5  your own",
+        "C     x.fits  2,000,000  not in the cache: would be downloaded",
+        "D     x.fits          -  not in the cache: would be downloaded",
+        "E     x.fits          -  gone",
+    ]
 
 
 def test_no_cache(start: Start, crds_cache: Path) -> None:
@@ -262,7 +387,12 @@ def test_damaged_metadata(encoded: object, run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("url", "offline"),
-    [("", True), ("https://hst-serverless-mode.stsci.edu", True), ("https://hst-crds.stsci.edu", False)],
+    [
+        ("", True),
+        ("https://hst-serverless-mode.stsci.edu", True),
+        ("https://server-less.example.org", True),
+        ("https://hst-crds.stsci.edu", False),
+    ],
 )
 def test_serverless(make_run: RunFactory, url: str, offline: bool) -> None:
     assert references.serverless(make_run(settings={"crds_server_url": url}).config) is offline
