@@ -257,7 +257,9 @@ def _judge(run: Run, inputs: Inputs, program: Program, done: ProgramRun, said: l
                 remedy="free space there, or point CALDP_HOME at another disk",
             )
         if done.returncode not in program.tolerated or _expected(inputs, program):
-            raise program.error(f"{what}: {done.outcome}{_last_words(done)}", remedy=run.see_log)
+            late = next((keyword for keyword in run.recipe.late_references if keyword in text), "")
+            remedy = f"give the file with --override {late}=<file>; {run.see_log}" if late else run.see_log
+            raise program.error(f"{what}: {done.outcome}{_last_words(done)}", remedy=remedy)
     elif _expected(inputs, program):
         for pattern, meaning in program.said_failure:
             for line in said:
@@ -380,7 +382,7 @@ def _gather(run: Run, inputs: Inputs, reason: str) -> Products:
     folder = run.workspace.products
     written = [p for p in _written(run, inputs) if _is_kept(run, inputs, p.name)]
     if reason and not run.recipe.reference_variable:
-        written = []  # of a mosaic that cannot be made, only the log says something
+        return Products((), (), (), reason, {})  # of a mosaic that cannot be made, only the log says something
     for path in written:
         # Products that are not expected in every case (headerlets, sums) are delivered too, so they must be whole.
         if path.suffix == ".fits" and (problem := damage(path)):

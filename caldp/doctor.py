@@ -10,13 +10,12 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from caldp import config, programs, references
 from caldp.config import Config
 from caldp.errors import UsageError
 from caldp.instruments import INSTRUMENTS
-
-#: Packages that every run needs.
-PACKAGES = ("calcos", "crds", "drizzlepac", "astropy", "astroquery", "spec-plots", "pillow", "rich", "jinja2")
 
 #: Programs of HSTCAL, which the Python package index does not have: without them, other instruments can be calibrated.
 _HSTCAL = ("calacs.e", "calwf3.e", "cs0.e")
@@ -65,10 +64,10 @@ def examine(name: str = config.DEFAULT_CONFIG) -> list[Finding]:
     try:
         settings = config.load(name)
     except UsageError as error:
-        return [Finding("config", False, error.message, error.remedy), *(_package(p) for p in PACKAGES)]
+        return [Finding("config", False, error.message, error.remedy), *_packages()]
     return [
         Finding("python", True, platform.python_version()),
-        *(_package(p) for p in PACKAGES),
+        *_packages(),
         _program("bash", "the config scripts", "install the package bash", settings),
         *_programs(settings),
         *_crds(settings),
@@ -94,11 +93,20 @@ def as_json(findings: list[Finding]) -> str:
     return json.dumps([asdict(f) for f in findings], indent=1)
 
 
-def _package(name: str) -> Finding:
+def _packages() -> list[Finding]:
+    """Look for every package that this one requires, in a version that it works with."""
+    needed = [Requirement(text) for text in importlib.metadata.requires("caldp") or ()]
+    return [_package(package) for package in needed if package.marker is None or package.marker.evaluate({"extra": ""})]
+
+
+def _package(package: Requirement) -> Finding:
+    remedy = f"pip install '{package.name}{package.specifier}'"
     try:
-        return Finding(f"package {name}", True, importlib.metadata.version(name))
+        version = importlib.metadata.version(package.name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(f"package {name}", False, "not installed", f"pip install {name}")
+        return Finding(f"package {package.name}", False, "not installed", remedy)
+    fits = package.specifier.contains(version, prereleases=True)
+    return Finding(f"package {package.name}", fits, version, remedy)
 
 
 def _programs(settings: Config) -> list[Finding]:
@@ -165,6 +173,6 @@ def _space(what: str, path: Path) -> Finding:
         f"space, {what}",
         free >= ENOUGH_SPACE,
         f"{free / 1e9:.1f} GB free in {path}",
-        "a COS association needs about 4 GB: free some, or export CALDP_HOME=<roomier directory>",
+        "a COS association needs 4 GB, a mosaic of ACS/WFC 10: free some, or export CALDP_HOME=<roomier directory>",
         needed=False,
     )

@@ -190,7 +190,7 @@ def _collect(run: Run, directory: Path) -> Inputs:
         packed = next((p for p in (directory / f"{run.dataset}{end}" for end in _TARBALLS) if p.is_file()), None)
         if packed is None:
             raise InputError(
-                f"{run.dataset}: no file {source.pattern} and no {run.dataset}.tar.gz in {directory}",
+                f"{run.dataset}: no {source.wanted} and no {run.dataset}.tar.gz in {directory}",
                 remedy=f"put {source.wanted} there",
             )
         source = _Source(run, _unpack(run, packed))
@@ -275,22 +275,17 @@ class _Source:
         self._available = {} if self.is_mosaic else _available(run, directory)
 
     @property
-    def pattern(self) -> str:
-        """How the files of the dataset are named."""
-        return f"{self.run.dataset}_input.out" if self.is_mosaic else f"{self.run.dataset}_*.fits"
-
-    @property
     def wanted(self) -> str:
         """What must be there, in words."""
         dataset = self.run.dataset
         return f"{dataset}_input.out" if self.is_mosaic else f"{dataset}_asn.fits or {dataset}_raw*.fits"
 
     def holds_dataset(self) -> bool:
-        """Whether any file of the dataset is there."""
-        name = self.run.dataset.name
+        """Whether the dataset is there: its list of exposures, its association table or its raw data."""
+        name, recipe = self.run.dataset.name, self.run.recipe
         if self.is_mosaic:
             return (self.directory / f"{name}_input.out").is_file()
-        return any(root == name for root, _ in self._available)
+        return any((name, suffix) in self._available for suffix in ("asn", *recipe.raw, *recipe.instead))
 
     def take(self, root: str, suffixes: Iterable[str]) -> list[InputFile]:
         """Copy the files of a root name and these suffixes."""

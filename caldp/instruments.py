@@ -315,7 +315,7 @@ _ROWS = (
         random_seed=1,
         mast_suffixes=(
             *("ASN", "RAW", "EPC", "SPT", "RAWACCUM", "RAWACCUM_A", "RAWACCUM_B"),
-            *("RAWACQ", "RAWTAG", "RAWTAG_A", "RAWTAG_B", "PHA_A", "PHA_B"),
+            *("RAWACQ", "RAWIMAGE", "RAWTAG", "RAWTAG_A", "RAWTAG_B", "PHA_A", "PHA_B"),
         ),
     ),
     Instrument(

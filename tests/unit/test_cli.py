@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from packaging.requirements import Requirement
 
 import caldp
 from caldp import cli, doctor
@@ -65,7 +67,7 @@ def test_d22_example_1_of_the_readme_without_inputs(runner: CliRunner, simulatio
     done = caldp_process(runner, "ldfd01vnq", "file:.", "file:.", str(simulation.config))
     assert done.exit_code == 21
     assert len(done.stderr.splitlines()) == 1
-    assert "no file ldfd01vnq_*.fits" in done.stderr
+    assert "no ldfd01vnq_asn.fits or ldfd01vnq_raw*.fits" in done.stderr
     assert (tmp_path / "messages" / "dataset-error" / "ldfd01vnq").is_file()
 
 
@@ -168,13 +170,26 @@ def test_doctor_notices_a_scratch_that_cannot_be_written(runner: CliRunner, monk
     assert "FAIL space, scratch" in done.stdout
 
 
-def test_doctor_misses_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = doctor._package("no-such-package")
-    assert not finding.ok
-    assert finding.remedy == "pip install no-such-package"
+@pytest.mark.parametrize(
+    ("package", "found", "remedy"),
+    [
+        ("no-such-package>=2", "not installed", "pip install 'no-such-package>=2'"),
+        ("numpy<1", importlib.metadata.version("numpy"), "pip install 'numpy<1'"),
+    ],
+)
+def test_doctor_misses_what_is_not_installed_or_does_not_fit(package: str, found: str, remedy: str) -> None:
+    finding = doctor._package(Requirement(package))
+    assert (finding.ok, finding.found, finding.remedy) == (False, found, remedy)
+    name = package.partition("<")[0].partition(">")[0]
     text = doctor.as_text([finding])
-    assert text.splitlines()[0].startswith("FAIL package no-such-package")
-    assert text.splitlines()[1].endswith("-> pip install no-such-package")
+    assert text.splitlines()[0].startswith(f"FAIL package {name}")
+    assert text.splitlines()[1].endswith(f"-> {remedy}")
+
+
+def test_doctor_looks_for_all_that_is_required_and_for_nothing_else() -> None:
+    names = {finding.what.removeprefix("package ") for finding in doctor._packages()}
+    assert {"calcos", "crds", "drizzlepac", "photutils", "astroquery", "boto3"} <= names
+    assert not names & {"pytest", "ruff"}
 
 
 def test_python_m_caldp_process() -> None:

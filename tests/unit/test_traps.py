@@ -340,6 +340,7 @@ def test_d4_mosaics_of_another_visit_are_no_products_of_this_one(bench: Bench) -
 @pytest.mark.parametrize(("make", "program"), [(visit, "runsinglehap"), (cell, "runmultihap")])
 def test_55_and_65_mean_that_there_is_nothing_to_make(bench: Bench, make: Maker, program: str, code: int) -> None:
     dataset = make(bench.inputs)
+    (bench.inputs / f"{dataset}_cal_env.txt").write_text("ASTROMETRY_APPLY_APRIORI=off\n")
     outcome = bench.process(dataset, **{program: f"no-viable-{code}"})
     assert (outcome.exit_code, outcome.state) == (0, "processed")
     assert f"{program} ended with {code}" in outcome.reason
@@ -349,6 +350,13 @@ def test_55_and_65_mean_that_there_is_nothing_to_make(bench: Bench, make: Maker,
     assert not {
         name for name in bench.tree(dataset) if name.endswith((".fits", ".txt")) and not name.startswith("logs/")
     }
+
+
+def test_a_reference_that_rules_do_not_know_can_be_given(bench: Bench) -> None:
+    acs(bench.inputs)
+    outcome = bench.process(ACS, calacs="exit-2")
+    bench.assert_failed(ACS, outcome, 23, "SATUFILE")
+    assert "--override SATUFILE=<file>" in outcome.remedy
 
 
 def test_15_of_a_mosaic_is_a_failure(bench: Bench) -> None:
