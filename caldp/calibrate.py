@@ -322,7 +322,7 @@ def _verify(run: Run, inputs: Inputs, program: Program, said: list[str]) -> str:
         )
     for name in wanted:
         if name.endswith(".fits"):
-            _prove(run, program, there[name])
+            _prove(run, inputs, program, there[name])
     return ""
 
 
@@ -343,15 +343,17 @@ def _listed(run: Run, inputs: Inputs, program: Program, there: Mapping[str, Path
     return [manifest, *names]
 
 
-def _prove(run: Run, program: Program, path: Path) -> None:
+def _prove(run: Run, inputs: Inputs, program: Program, path: Path) -> None:
     """Make sure that a product is whole, is of the exposure it is named after, and was made from calibrated files."""
     if reason := damage(path):
         raise program.error(
             f"{run.dataset}: {path.name} is not whole FITS ({reason})", remedy=f"{run.see_log}; run it again"
         )
     header = read_header(path)
-    rootname = str(header.get("ROOTNAME", "")).strip().lower()
-    if re.fullmatch(r"[a-z0-9]{9}", rootname) and re.match(r"[a-z0-9]{9}_", path.name) and path.name[:9] != rootname:
+    root = path.name.partition("_")[0]
+    rootname = str(header.get("ROOTNAME", root)).strip().lower()
+    # Products of several exposures bear the name of any of them.
+    if root in inputs.exposures and rootname != root:
         raise program.error(f"{run.dataset}: {path.name} holds {rootname}, another exposure", remedy=run.see_log)
     for source in _sources(header) if program.made_from else ():
         if not re.search(rf"_({_any(program.made_from)})\.fits", source):

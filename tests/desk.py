@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gzip
 import json
@@ -479,6 +480,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("figures")
         for text in figures:
             terminalreporter.line(text)
+
+
+def assert_ended(process: psutil.Process) -> None:
+    """Assert that a program is gone; that nobody has asked yet how it ended (a zombie) does not matter."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert process.status() == psutil.STATUS_ZOMBIE
 
 
 def child_named(process: subprocess.Popen[str], name: str, timeout: float = 60) -> psutil.Process:

@@ -203,6 +203,7 @@ def test_offsite_downloads_once(offsite: Offsite, environment: dict[str, str]) -
     assert crds.delivered == []
 
 
+@pytest.mark.slow
 def test_two_runs_fill_one_empty_cache(offsite: Offsite) -> None:
     offsite.crds.drip = 0.2
     runs = [offsite.desk.start(ACQ, "file:IN", f"file:OUT{n}", "caldp-config-offsite") for n in range(2)]
@@ -269,6 +270,7 @@ def test_what_is_damaged_in_the_cache_is_fetched_again(offsite: Offsite) -> None
     assert not (folder / "cos").exists()
 
 
+@pytest.mark.slow
 def test_damaged_rules_are_fetched_again(offsite: Offsite) -> None:
     offsite.crds.altered["hst_cos_0306.imap"] = 1
     result, found = offsite.show()
@@ -291,6 +293,7 @@ def test_a_damaged_file_that_is_not_in_the_cache_is_left_alone(offsite: Offsite)
     assert offsite.crds.references == []
 
 
+@pytest.mark.slow
 def test_own_and_bad_references_are_not_downloaded(offsite: Offsite) -> None:
     mine = offsite.desk.home / "mine_flat.fits"
     shutil.copy(offsite.crds.files[FLAT], mine)
@@ -317,6 +320,7 @@ def test_no_answer_and_an_empty_cache(offsite: Offsite, tell: Callable[[str], No
     assert seconds < 30
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers(offsite: Offsite) -> None:
     offsite.crds.hang = 600
     began = time.monotonic()

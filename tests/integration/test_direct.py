@@ -271,6 +271,7 @@ def test_dithered_stars_fall_on_each_other(dithered: Desk, tell: Callable[[str],
         assert each < 0.5
 
 
+@pytest.mark.slow
 def test_association_split_against_cosmic_rays(split: Desk) -> None:
     members = ("j8bt09jcq", "j8bt09jdq")
     products = {"j8bt09040.tra", "j8bt09040_asn.fits", "j8bt09041.tra", "j8bt09041_crj.fits", "j8bt09041_drz.fits"}
@@ -284,6 +285,7 @@ def test_association_split_against_cosmic_rays(split: Desk) -> None:
     assert [header["D001DATA"], header["D002DATA"]] == [f"{m}_flt.fits[sci,1]" for m in members]
 
 
+@pytest.mark.slow
 def test_cosmic_rays_are_gone(split: Desk) -> None:
     folder = split.folder("j8bt09040")
     one, two = (fits.getdata(folder / f"{m}_flt.fits", "SCI") for m in ("j8bt09jcq", "j8bt09jdq"))
@@ -293,6 +295,7 @@ def test_cosmic_rays_are_gone(split: Desk) -> None:
     assert np.median(np.abs(both[hit] - 2 * two[hit])) < 0.05 * np.median(one[hit])
 
 
+@pytest.mark.slow
 def test_reference_named_in_the_raw_file_needs_no_override(split: Desk) -> None:
     satufile = next(r for r in split.manifest("j8bt09040")["references"] if r["type"] == "SATUFILE")
     assert (satufile["name"], satufile["override"]) == ("zzsynth1j_sat.fits", False)
@@ -351,6 +354,7 @@ def test_d8_calacs_that_writes_nothing_stops_the_run(hrc_desk: Desk, hrc_data: H
     assert programs_run(hrc_desk, HRC) == ["calacs.e"]
 
 
+@pytest.mark.slow
 def test_table_that_leaves_the_drizzled_image_in_pieces(hrc_desk: Desk, hrc_data: Hrc) -> None:
     """Without BUILD, runastrodriz writes _drz_sci, _drz_wht and _drz_ctx, and ends with 0."""
     options = hrc_data.give(hrc_desk.inputs)

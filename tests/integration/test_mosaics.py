@@ -63,6 +63,7 @@ def cell(shelf: Shelf, visit: Desk, hrc_environment: dict[str, str]) -> Desk:
 # --- what is delivered ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_visit_delivers_what_is_documented(visit: Desk) -> None:
     exposure, filtered, total = (f"hst_9019_05_acs_hrc_{n}" for n in ("f555w_j8bt05nj", "f555w_j8bt05", "total_j8bt05"))
     products = {f"{VISIT}_manifest.txt", "astrodrizzle.log", f"{exposure}_flt.fits"}
@@ -76,6 +77,7 @@ def test_visit_delivers_what_is_documented(visit: Desk) -> None:
     assert_tidy(visit.home)
 
 
+@pytest.mark.slow
 def test_visit_manifest_and_pristine_inputs(visit: Desk, hrc: Desk) -> None:
     manifest = visit.manifest(VISIT)
     listed = {e["name"]: e["sha256"] for e in [*manifest["products"], *manifest["previews"]]}
@@ -87,6 +89,7 @@ def test_visit_manifest_and_pristine_inputs(visit: Desk, hrc: Desk) -> None:
     assert (visit.inputs / FLT).read_bytes() == (hrc.folder(HRC) / FLT).read_bytes()
 
 
+@pytest.mark.slow
 def test_visit_mosaic_shows_the_exposure(visit: Desk, hrc: Desk) -> None:
     """The drizzled image of the exposure and the mosaic show the same sky."""
     with fits.open(hrc.folder(HRC) / f"{HRC}_drz.fits") as drz:
@@ -102,6 +105,7 @@ def test_visit_mosaic_shows_the_exposure(visit: Desk, hrc: Desk) -> None:
     assert there.max() > 50 * np.median(mosaic[mosaic > 0])
 
 
+@pytest.mark.slow
 def test_visit_catalogue_has_stars(visit: Desk) -> None:
     from astropy.table import Table
 
@@ -109,6 +113,7 @@ def test_visit_catalogue_has_stars(visit: Desk) -> None:
     assert len(catalogue) > 500
 
 
+@pytest.mark.slow
 def test_cell_delivers_what_is_documented(cell: Desk) -> None:
     name = f"hst_{CELL}_acs_hrc_f555w_all"
     products = {f"{CELL}_manifest.txt", f"{name}_drz.fits", f"{name}_trl.txt"}
@@ -120,6 +125,7 @@ def test_cell_delivers_what_is_documented(cell: Desk) -> None:
         assert max(thumb.size) == 512
 
 
+@pytest.mark.slow
 def test_cell_mosaic_shows_the_exposure(cell: Desk) -> None:
     with fits.open(cell.folder(CELL) / f"hst_{CELL}_acs_hrc_f555w_all_drz.fits") as hdus:
         assert hdus[0].header["NDRIZIM"] == 1
@@ -128,6 +134,7 @@ def test_cell_mosaic_shows_the_exposure(cell: Desk) -> None:
         assert hdus["SCI"].header["CRVAL2"] == pytest.approx(-72, abs=3)
 
 
+@pytest.mark.slow
 def test_report_of_a_mosaic(visit: Desk) -> None:
     page = (visit.folder(VISIT) / "report.html").read_text()
     assert "runsinglehap" in page and f"{VISIT}_manifest.txt" in page
@@ -165,6 +172,7 @@ def test_two_filters_make_a_picture_in_colour(
 # --- nothing to make --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", [VISIT, CELL])
 def test_exposures_without_time_end_processed(dataset: str, hrc_desk: Desk, hrc: Desk) -> None:
     """The programs end with 65, nothing viable: that is an answer, not a failure."""
@@ -184,6 +192,7 @@ def test_exposures_without_time_end_processed(dataset: str, hrc_desk: Desk, hrc:
 # --- failures ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exposure_that_is_not_in_the_sky_cell(hrc_desk: Desk, hrc: Desk) -> None:
     """The real runmultihap ends with 0 then, and leaves an empty manifest."""
     shutil.copy(hrc.folder(HRC) / FLT, hrc_desk.inputs / SVM_FLT)
