@@ -355,7 +355,13 @@ def _prove(run: Run, inputs: Inputs, program: Program, path: Path) -> None:
     # Products of several exposures bear the name of any of them.
     if root in inputs.exposures and rootname != root:
         raise program.error(f"{run.dataset}: {path.name} holds {rootname}, another exposure", remedy=run.see_log)
-    for source in _sources(header) if program.made_from else ():
+    sources = list(_sources(header)) if program.made_from else []
+    if program.made_from and not sources:
+        raise program.error(
+            f"{run.dataset}: {program.name} made an empty {path.name}: no exposure has pixels that can be used",
+            remedy=f"look at the calibrated exposures and their references; {run.see_log}",
+        )
+    for source in sources:
         if not re.search(rf"_({_any(program.made_from)})\.fits", source):
             raise program.error(
                 f"{run.dataset}: {path.name} was made from {source}, which is not calibrated", remedy=run.see_log

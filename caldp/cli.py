@@ -159,8 +159,8 @@ def references_show_command(
 ) -> None:
     """Say which references the raw data of DATASET need, and whether each is present and intact.
 
-    Nothing is downloaded but rules. The exit status is 0 if all are intact or would be downloaded, 27 if one cannot be
-    used.
+    No reference is downloaded, only rules (and with astroquery: the raw data). The exit status is 0 if all are intact
+    or would be downloaded, 27 if one cannot be used.
     """
     from caldp import references
 

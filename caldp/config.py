@@ -15,6 +15,7 @@ from typing import Any
 
 from caldp import programs
 from caldp.errors import UsageError
+from caldp.settings_file import ALLOWED
 
 DEFAULT_CONFIG = "caldp-config-onsite"
 
@@ -99,7 +100,7 @@ class Config:
     secrets: tuple[str, ...] = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the manifest records of the settings: no environment, no secrets."""
+        """Return what the manifest records of the settings: of the environment only what is named here, no secrets."""
         return {
             "name": self.name,
             "script": str(self.script),
@@ -113,6 +114,7 @@ class Config:
             "system_version": self.system_version,
             "aws_dp_version": self.aws_dp_version,
             "aws_system_version": self.aws_system_version,
+            "exported": self.exported,
             "sha256": self.sha256,
         }
 
@@ -130,8 +132,14 @@ class Config:
             self.system_version,
             self.aws_dp_version,
             self.aws_system_version,
+            self.exported,
         ]
         return hashlib.sha256(json.dumps(material).encode()).hexdigest()
+
+    @property
+    def exported(self) -> dict[str, str]:
+        """Variables of the environment that change what is made: folders of references, switches of the programs."""
+        return {name: self.environment[name] for name in sorted({*_REFERENCES, *ALLOWED}) if name in self.environment}
 
     def program_environment(self, **extra: str) -> dict[str, str]:
         """Return the whole environment of a program we start.
@@ -229,7 +237,7 @@ def load(
         aws_system_version=env.get("AWSYSVER", "UNDEFINED"),
         preview_jobs=_count(env, "CALDP_PREVIEW_JOBS", 2),
         environment={**clean, **crds, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"},
-        mast_token=env.get("MAST_API_TOKEN", ""),
+        mast_token=_token(env),
         secrets=_secrets(env),
     )
 
@@ -280,8 +288,17 @@ def _source(script: Path, env: Mapping[str, str]) -> dict[str, str]:
 def _secrets(env: Mapping[str, str]) -> tuple[str, ...]:
     """Return the values that must not be shown, the longest first: one may begin with another."""
     values = {v for k, v in env.items() if _SECRET.search(k) and len(v) >= 6}
+    # A stray line end is not sent, and an exception may show it as two characters.
+    values |= {form for v in values for form in (v.strip(), repr(v)[1:-1]) if len(form) >= 6}
     values |= {match[0] for v in env.values() for match in _USERINFO.finditer(v) if ":" in match[0]}
     return tuple(sorted(values, key=len, reverse=True))
+
+
+def _token(env: Mapping[str, str]) -> str:
+    token = env.get("MAST_API_TOKEN", "").strip()
+    if not re.fullmatch(r"[!-~]*", token):
+        raise UsageError("MAST_API_TOKEN has characters that no token has", remedy="copy it again from MAST")
+    return token
 
 
 def _parse_override(text: str) -> tuple[str, Path]:

@@ -19,6 +19,9 @@ _DAMAGE = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError
 _BLOCK = 2880
 _MOST_AXES = 999
 
+#: Bytes of a header, beyond which it is none: HST's are below 100 kB.
+_LONGEST_HEADER = 16 << 20
+
 #: astropy's warnings that mean damage; a header cut short is only a warning to it. Others are matters of taste.
 _ALARMING = ("File may have been truncated", "Error validating header", "Invalid keyword for column")
 
@@ -77,23 +80,44 @@ def damage(path: Path, *, count: bool = False) -> str:
 
 
 def _count_axes(stream: Any) -> None:  # noqa: ANN401 - a file or a gzip.GzipFile
-    """Raise ValueError if a header has more axes than there can be: astropy would count a billion of them."""
+    """Raise ValueError for headers that astropy would be busy with for ever.
+
+    It counts a billion axes one by one, and reads what has no END to the end of the file.
+    """
     from astropy.io import fits
 
+    if not stream.read(9).startswith(b"SIMPLE  ="):
+        raise ValueError("No SIMPLE card found")
+    stream.seek(0)
     with suppress(EOFError):  # no further header
         while True:
-            header = fits.Header.fromfile(stream)
+            header = fits.Header.fromstring(_header_text(stream))
             axes = int(header.get("NAXIS", 0))
             if not 0 <= axes <= _MOST_AXES:
                 raise ValueError(f"NAXIS = {axes}")
             sides = [int(header[f"NAXIS{n}"]) for n in range(1, axes + 1)]
             if sides and sides[0] == 0 and header.get("GROUPS"):
                 sides = sides[1:]
-            cells = math.prod(sides) if sides else 0
-            size = (
-                abs(int(header["BITPIX"])) // 8 * int(header.get("GCOUNT", 1)) * (int(header.get("PCOUNT", 0)) + cells)
-            )
+            cells = (math.prod(sides) if sides else 0) + int(header.get("PCOUNT", 0))
+            size = abs(int(header["BITPIX"])) // 8 * int(header.get("GCOUNT", 1)) * cells
+            if size < 0 or min(sides, default=0) < 0:
+                raise ValueError("a size is negative")
             stream.seek(-(-size // _BLOCK) * _BLOCK, io.SEEK_CUR)
+
+
+def _header_text(stream: Any) -> bytes:  # noqa: ANN401
+    """Read blocks up to the one with the END card; EOFError where there is none."""
+    text = bytearray()
+    while len(text) < _LONGEST_HEADER:
+        block = stream.read(_BLOCK)
+        if not text and not block.startswith((b"SIMPLE  =", b"XTENSION=")):
+            raise EOFError  # what follows the last extension is no header
+        text += block
+        if any(block[card : card + 80].rstrip() == b"END" for card in range(0, len(block), 80)):
+            return bytes(text)
+        if len(block) < _BLOCK:
+            raise EOFError
+    raise ValueError("a header has no end")
 
 
 def read_header(path: Path) -> Any:  # noqa: ANN401 - astropy has no types

@@ -185,17 +185,20 @@ def fetch(run: Run, uri: str) -> Inputs:
 
 
 def _collect(run: Run, directory: Path) -> Inputs:
-    source = _Source(run, directory)
-    if not source.holds_dataset():
-        packed = next((p for p in (directory / f"{run.dataset}{end}" for end in _TARBALLS) if p.is_file()), None)
-        if packed is None:
-            raise InputError(
-                f"{run.dataset}: no {source.wanted} and no {run.dataset}.tar.gz in {directory}",
-                remedy=f"put {source.wanted} there",
-            )
-        source = _Source(run, _unpack(run, packed))
+    loose = source = _Source(run, directory, directory)
+    packed = next((p for p in (directory / f"{run.dataset}{end}" for end in _TARBALLS) if p.is_file()), None)
+    if packed and not loose.holds_raw_data():
+        source = _Source(run, _unpack(run, packed), packed)
+    elif packed:
+        run.telemetry.warning(f"the files beside {packed.name} are used, not those in it")
+    elif not loose.holds_dataset():
+        raise InputError(
+            f"{run.dataset}: no {source.wanted} and no {run.dataset}.tar.gz in {directory}",
+            remedy=f"put {source.wanted} there",
+        )
     inputs = _mosaic(source) if source.is_mosaic else _exposures(source)
-    settings_file = source.take_text(f"{run.dataset}_cal_env.txt")
+    name = f"{run.dataset}_cal_env.txt"
+    settings_file = source.take_text(name) or loose.take_text(name)
     if settings_file is None:
         return inputs
     settings, refused = settings_in(run.workspace.inputs / settings_file.name)
@@ -220,7 +223,7 @@ def _exposures(source: _Source) -> Inputs:
     missing = [root for root in exposures if not any(f.root == root for f in raw)]
     if missing:
         raise InputError(
-            f"{run.dataset}: no raw data for {', '.join(missing)} in {source.directory}",
+            f"{run.dataset}: no raw data for {', '.join(missing)} in {source.place}",
             remedy=f"add a raw file of each: one of {', '.join(f'_{s}.fits' for s in recipe.raw)}",
         )
     raw = [_with_facts(run, f) for f in raw]
@@ -239,7 +242,7 @@ def _mosaic(source: _Source) -> Inputs:
     poller = source.take_text(f"{name}_input.out")
     if poller is None:
         raise InputError(
-            f"{run.dataset}: there is no {name}_input.out in {source.directory}",
+            f"{run.dataset}: there is no {name}_input.out in {source.place}",
             remedy="put the list of exposures (poller file) there",
         )
     raw = []
@@ -247,7 +250,7 @@ def _mosaic(source: _Source) -> Inputs:
         file = source.take_exposure(exposure)
         if file is None:
             raise InputError(
-                f"{run.dataset}: {poller.name} lists {exposure}, which is not in {source.directory}",
+                f"{run.dataset}: {poller.name} lists {exposure}, which is not in {source.place}",
                 remedy="put it there, or take it out of the list",
             )
         raw.append(_with_facts(run, file))
@@ -258,9 +261,11 @@ def _poller_rows(run: Run, poller: InputFile) -> list[str]:
     """Return the exposures that a poller file names, in order: the first of its comma-separated fields."""
     text = (run.workspace.inputs / poller.name).read_text(encoding="utf-8", errors="replace")
     names = [line.split(",", 1)[0].strip() for line in text.splitlines() if line.strip()]
-    strange = [name for name in names if not _EXPOSURE.fullmatch(name)]
+    # The exposures of a visit have its name; a sky cell is made of many visits.
+    visit = run.dataset.root if run.dataset.kind == "svm" else ""
+    strange = [name for name in names if not (_EXPOSURE.fullmatch(name) and name.startswith(visit))]
     if strange or not names:
-        what = f"lists {strange[0][:80]!r}, which is no calibrated exposure" if strange else "lists no exposure"
+        what = f"lists {strange[0][:80]!r}, which is no calibrated exposure of it" if strange else "lists no exposure"
         raise InputError(f"{run.dataset}: {poller.source} {what}", remedy="fetch it again")
     return list(dict.fromkeys(names))
 
@@ -268,9 +273,10 @@ def _poller_rows(run: Run, poller: InputFile) -> list[str]:
 class _Source:
     """A directory with inputs, of which this dataset's are taken."""
 
-    def __init__(self, run: Run, directory: Path) -> None:
+    def __init__(self, run: Run, directory: Path, place: Path) -> None:
         self.run = run
         self.directory = directory
+        self.place = place  # for messages: the directory, or the tarball that it was unpacked from
         self.is_mosaic = run.dataset.kind != "ipppssoot"
         self._available = {} if self.is_mosaic else _available(run, directory)
 
@@ -280,8 +286,16 @@ class _Source:
         dataset = self.run.dataset
         return f"{dataset}_input.out" if self.is_mosaic else f"{dataset}_asn.fits or {dataset}_raw*.fits"
 
+    def holds_raw_data(self) -> bool:
+        """Whether the dataset itself is there: a table or a support file alone is not."""
+        name = self.run.dataset.name
+        if self.is_mosaic:
+            return self.holds_dataset()
+        roots = {root for root, suffix in self._available if suffix in self.run.recipe.raw}
+        return name in roots or ((name, "asn") in self._available and any(root[:6] == name[:6] for root in roots))
+
     def holds_dataset(self) -> bool:
-        """Whether the dataset is there: its list of exposures, its association table or its raw data."""
+        """Whether there is anything to begin with: a list of exposures, an association table or raw data."""
         name, recipe = self.run.dataset.name, self.run.recipe
         if self.is_mosaic:
             return (self.directory / f"{name}_input.out").is_file()
@@ -332,9 +346,13 @@ def _copy(run: Run, source: Path, root: str, suffix: str, name: str = "") -> Inp
     digest = hashlib.sha256()
     opener: Callable[..., Any] = gzip.open if source.suffix == ".gz" else Path.open
     try:
+        packed, size = source.stat().st_size, 0
         with opener(source, "rb") as reader:
             with target.open("xb") as writer:
                 while chunk := _read(run, source, reader):
+                    size += len(chunk)
+                    if tarball.is_bomb(packed, size):
+                        raise InputError(f"{run.dataset}: {source} unpacks to far too much", remedy="do not use it")
                     digest.update(chunk)
                     writer.write(chunk)
     except PermissionError as error:

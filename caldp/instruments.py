@@ -143,7 +143,7 @@ class Instrument:
     random_seed : int or None
         Value for the header keyword RANDSEED, so that runs are reproducible.
     mast_suffixes : tuple of str
-        What MAST calls the files to fetch (productSubGroupDescription).
+        Suffixes of the files to download, in upper case; those of a mosaic are named by its list of exposures.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Instrument:
     programs: tuple[Program, ...]
     raw: tuple[str, ...]
     facts: tuple[str, ...]
-    mast_suffixes: tuple[str, ...]
+    mast_suffixes: tuple[str, ...] = ()
     instead: tuple[str, ...] = ()
     support: tuple[str, ...] = ()
     referenced: tuple[str, ...] = ()
@@ -365,11 +365,10 @@ _ROWS = (
         ),
         raw=("flc", "flt"),
         facts=_IPPPSSOOT_FACTS,
-        kept=(r"hst_[-\w]+_{root}\w*[-\w]*\.(fits|txt|ecsv)", r"{dataset}_manifest\.txt", r"astrodrizzle\.log"),
+        kept=(r"hst_[-\w]+_{root}[-\w]*\.(fits|txt|ecsv)", r"{dataset}_manifest\.txt", r"astrodrizzle\.log"),
         dropped=(r".*_ref_cat\.ecsv",),
         images=("drz", "drc"),
         composites=True,
-        mast_suffixes=("FLC", "FLT"),
     ),
     Instrument(
         name="mvm",
@@ -392,7 +391,6 @@ _ROWS = (
         images=("drz", "drc"),
         thumbnail=512,
         composites=True,
-        mast_suffixes=("FLC", "FLT"),
     ),
 )
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from caldp.config import Config
+from caldp.dataset import Dataset
 from caldp.errors import AstroqueryError, S3DownloadError, UsageError
 from caldp.fitsfile import damage, damage_raises
 from caldp.run import Run
@@ -107,6 +108,35 @@ class _Answer:
     offset: int
     total: int | None
     modified: float
+
+
+def check(dataset: Dataset, config: Config, place: str) -> None:
+    """Look at what the user asks of MAST, before anything is begun.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What is wanted.
+    config : Config
+        With the settings.
+    place : str
+        What follows ``astroquery:``.
+
+    Raises
+    ------
+    UsageError
+        If a setting makes no sense, or a place is given where none is needed.
+    """
+    settings = _settings(config)
+    if dataset.kind == "ipppssoot" and place not in ("", "//"):
+        raise UsageError(
+            f"{dataset}: 'astroquery:{place}': only a mosaic has a list of exposures",
+            remedy="write astroquery: alone; the files go to CALDP_HOME, or the working directory",
+        )
+    if place.startswith("s3://") and not place.removeprefix("s3://").partition("/")[0]:
+        raise UsageError(f"'astroquery:{place}' names no bucket", remedy="write astroquery:s3://bucket/prefix")
+    if settings.server:
+        _check_token(settings, settings.server)
 
 
 def download(run: Run, uri: str) -> Path:
@@ -282,8 +312,6 @@ def _poller_from_s3(run: Run, settings: _Settings, place: str, name: str) -> byt
     bucket, _, prefix = place.removeprefix("s3://").partition("/")
     key = prefix if prefix.endswith("_input.out") else f"{prefix.strip('/')}/{name}".lstrip("/")
     where = f"s3://{bucket}/{key}"
-    if not bucket:
-        raise UsageError(f"'astroquery:{place}' names no bucket", remedy="write astroquery:s3://bucket/prefix")
     try:
         answer = _s3_client(settings).get_object(Bucket=bucket, Key=key)
         content: bytes = answer["Body"].read(_LONGEST_POLLER)

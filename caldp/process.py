@@ -132,7 +132,12 @@ class Job:
         dataset = Dataset.parse(request.dataset)
         recipe = instruments.recipe(dataset)
         settings = config.load(request.config, context=request.context, overrides=request.overrides)
-        if parse_uri(request.input)[0] not in ("file", "astroquery"):
+        scheme, place = parse_uri(request.input)
+        if scheme == "astroquery":
+            from caldp import mast
+
+            mast.check(dataset, settings, place)
+        elif scheme != "file":
             raise UnsupportedError(
                 f"{dataset}: this version cannot fetch inputs from {request.input!r}",
                 remedy="give file:<directory> or astroquery:",
@@ -180,7 +185,9 @@ def calibrate_and_publish(job: Job, reporter: Reporter, interrupts: Interrupts, 
 
 
 def plan(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCHED) -> Outcome:
-    """Say what ``process`` would do: the files it would take, the references, the programs. Writes no output.
+    """Say what ``process`` would do: the files it would take, the references, the programs.
+
+    Writes no output; with ``astroquery:`` the inputs are downloaded all the same, and stay.
 
     Parameters
     ----------
@@ -212,7 +219,9 @@ def plan(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCH
 
 
 def survey(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCHED) -> Outcome:
-    """Say which references a dataset needs and whether each is present and intact. Writes no output.
+    """Say which references a dataset needs and whether each is present and intact.
+
+    Writes no output; with ``astroquery:`` the inputs are downloaded all the same, and stay.
 
     Parameters
     ----------

@@ -217,7 +217,8 @@ def _record(
 def _versions() -> dict[str, str]:
     versions = {"caldp": caldp.__version__, "python": platform.python_version()}
     for package in ("astropy", "numpy", "drizzlepac", "photutils", "stwcs", "spec-plots"):
-        versions[package] = importlib.metadata.version(package)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # no reason to lose the products
+            versions[package] = importlib.metadata.version(package)
     return versions
 
 

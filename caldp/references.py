@@ -18,6 +18,7 @@ import fcntl
 import gzip
 import hashlib
 import json
+import os
 import re
 import runpy
 import socket
@@ -498,7 +499,8 @@ def _turn(run: Run, what: str) -> Iterator[None]:
     path = run.config.crds_path / f".caldp-{what}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
+        # Read-only: a lock that one member of a group has made is not writable for the others.
+        lock = os.fdopen(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -597,7 +599,7 @@ def _download(run: Run, choice: _Choice, wanting: list[_Wanting]) -> list[Refere
                 why = _errors(done)
     first = wanting[0]
     said = next((line for line in why if f"'{first.name}'" in line), "")
-    said = re.sub(r".* with mode '\w+' : |.*Failure downloading file \S+ : ", "", said)
+    said = said.rpartition(" : ")[2]
     raise ReferencesUnavailableError(
         f"{run.dataset}: {first.type} needs {first.name}, which could not be downloaded from "
         f"{run.config.crds_server_url}{f' ({said[:300]})' if said else ''}",
@@ -642,21 +644,20 @@ def _override(run: Run, inputs: Inputs) -> dict[str, Path]:
     """Write the user's own references into the headers."""
     overrides = dict(run.config.overrides)
     used: set[str] = set()
+    types: set[str] = set()
     for file in _referenced(run, inputs) if overrides else ():
         path = inputs.directory / file.name
         header = read_header(path)
-        known = [
-            k
-            for k in overrides
-            if "$" in str(header.get(k)) or str(header.get(k)).strip() == "N/A" or k in run.recipe.late_references
-        ]
+        named = {k for k, v in header.items() if isinstance(v, str) and ("$" in v or v.strip() == "N/A")}
+        types |= {k for k in named if "$" in header[k]}
+        known = [k for k in overrides if k in named or k in run.recipe.late_references]
         update_header(path, {k: (f"{run.recipe.reference_variable}${overrides[k].name}", "") for k in known})
         used.update(known)
     for kind in overrides:
         if kind not in used:
             raise ReferencesError(
                 f"{run.dataset}: --override {kind}: these data have no reference of that type",
-                remedy="name a header keyword such as FLATFILE",
+                remedy=f"they have {', '.join(sorted(types))}",
             )
     for kind, path in overrides.items():
         run.telemetry.warning(f"{kind} is overridden by {path}")

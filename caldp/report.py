@@ -405,8 +405,9 @@ def _command(manifest: Mapping[str, Any], config: Mapping[str, Any], references:
             kind = _text(row.get("type"))
             path = _mapping(config.get("overrides")).get(kind) or row["name"]
             argv += ["--override", f"{kind}={_text(path)}"]
-    cache = _text(config.get("crds_path"))
-    return (f"CRDS_PATH={shlex.quote(cache)} " if cache else "") + shlex.join(argv)
+    variables = {"CRDS_PATH": config.get("crds_path"), **_mapping(config.get("exported"))}
+    exported = [f"{name}={shlex.quote(_text(value))}" for name, value in variables.items() if value]
+    return " ".join([*exported, shlex.join(argv)])
 
 
 def _log(logs: Path) -> dict[str, Any]:
@@ -523,7 +524,7 @@ def _row(header: Mapping[str, Any]) -> list[str]:
         _text(header.get("DETECTOR")),
         segment,
         _text(header.get("OPT_ELEM")),
-        " + ".join(f for f in filters if f and not f.startswith("CLEAR")),
+        " + ".join(dict.fromkeys(f for f in filters if f and not f.startswith("CLEAR"))),
         f"{cenwave:.0f}" if cenwave else "",
         _text(header.get("APERTURE")),
         _text(header.get("FPPOS")),

@@ -55,6 +55,21 @@ _KINDS = {
 }
 
 
+def is_bomb(packed: int, unpacked: int) -> bool:
+    """Say whether so few bytes should not become so many.
+
+    Parameters
+    ----------
+    packed, unpacked : int
+        Bytes.
+
+    Returns
+    -------
+    bool
+    """
+    return unpacked > _SMALL and unpacked > _RATIO * packed
+
+
 @dataclass(frozen=True)
 class Unpacked:
     """What a tarball held.
@@ -77,7 +92,6 @@ def unpack(
     *,
     dataset: str,
     wanted: Callable[[str], bool],
-    prefix: str = "",
     limit: int = LIMIT,
 ) -> Unpacked:
     """Unpack the wanted files of a tarball, by their base names.
@@ -94,9 +108,6 @@ def unpack(
         Named in messages.
     wanted : callable
         Says for a base name whether to unpack that file.
-    prefix : str, optional
-        How the name of at least one unpacked file begins: ``<dataset>_`` if not given.  The exposures of a mosaic
-        are named otherwise.
     limit : int, optional
         Most bytes of the uncompressed tarball, with all that is skipped.
 
@@ -116,9 +127,7 @@ def unpack(
     except OSError as error:
         raise InputError(f"{dataset}: cannot open {tarball} ({error.strerror})", remedy="make it readable") from error
     with reader:
-        return unpack_stream(
-            reader, directory, source=str(tarball), dataset=dataset, wanted=wanted, prefix=prefix, limit=limit
-        )
+        return unpack_stream(reader, directory, source=str(tarball), dataset=dataset, wanted=wanted, limit=limit)
 
 
 def unpack_stream(
@@ -128,7 +137,6 @@ def unpack_stream(
     source: str,
     dataset: str,
     wanted: Callable[[str], bool],
-    prefix: str = "",
     limit: int = LIMIT,
 ) -> Unpacked:
     """Unpack a tarball while it is being read, for example from a network.
@@ -137,7 +145,7 @@ def unpack_stream(
     ----------
     reader : file object
         Only its ``read(size)`` is used, to the end.  What it raises passes, but for OSError, which counts as damage.
-    directory, dataset, wanted, prefix, limit
+    directory, dataset, wanted, limit
         As for :func:`unpack`.
     source : str
         What messages call the tarball.
@@ -152,7 +160,7 @@ def unpack_stream(
         As for :func:`unpack`.
     """
     try:
-        return _unpack(_Stream(reader, limit), directory, wanted, prefix or f"{dataset}_")
+        return _unpack(_Stream(reader, limit), directory, wanted, f"{dataset}_")
     except _Refused as error:
         raise InputError(
             f"{dataset}: {source} cannot be unpacked ({error.reason})", remedy=error.remedy
@@ -294,7 +302,7 @@ class _Stream:
         self.count += len(data)
         if self.count > self._limit:
             raise _Refused(f"it holds more than {self._limit} bytes", "pack nothing but the raw files")
-        if self.count > _SMALL and self.count > _RATIO * self._packed.count:
+        if is_bomb(self._packed.count, self.count):
             raise _Refused(
                 f"{self._packed.count} bytes of it hold more than {self.count}", "pack nothing but the raw files"
             )

@@ -431,7 +431,8 @@ def _runastrodriz(run: _Run) -> None:
             continue
         facts = _facts(header, product, "") | {"DRIZCORR": "COMPLETE", "NDRIZIM": len(there)}
         del facts["CAL_VER"]
-        facts |= {f"D{number:03}DATA": f"{path}[sci,1]" for number, path in enumerate(there, 1)}
+        if run.behaviour != "empty":  # all of them were excluded: an image without pixels, made of nothing
+            facts |= {f"D{number:03}DATA": f"{path}[sci,1]" for number, path in enumerate(there, 1)}
         if run.behaviour == "no-build":
             for suffix, part in zip(("sci", "wht", "ctx"), _mosaic(), strict=True):
                 run.write(Path(f"{product}_{drizzled}_{suffix}.fits"), facts, part)

@@ -397,3 +397,30 @@ def test_without_bash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: An
     monkeypatch.setattr(config.os, "defpath", str(tmp_path))
     with pytest.raises(UsageError, match="install bash"):
         load(str(script), environ={"PATH": str(tmp_path)})
+
+
+def onsite(**environ: str) -> Config:
+    return load("caldp-config-onsite", environ={**BARE, **environ})
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", " "])
+def test_a_token_with_a_line_end_is_the_token(end: str) -> None:
+    value = "d41d8cd98f00"
+    settings = onsite(MAST_API_TOKEN=f"{value}{end}")
+    assert settings.mast_token == value
+    assert {value, repr(f"{value}{end}")[1:-1]} <= set(settings.secrets)
+
+
+def test_a_token_that_is_none() -> None:
+    value = "d41d8\ncd98f00"
+    with pytest.raises(UsageError) as caught:
+        onsite(MAST_API_TOKEN=value)
+    assert "MAST_API_TOKEN" in str(caught.value)
+    assert "d41d8" not in str(caught.value)
+
+
+def test_what_is_exported_is_part_of_the_settings() -> None:
+    plain, told = onsite(), onsite(jref="/refs/", MVM_INCLUDE_SMALL="off", HOME="/nowhere")
+    assert (plain.exported, told.exported) == ({}, {"MVM_INCLUDE_SMALL": "off", "jref": "/refs/"})
+    assert plain.sha256 != told.sha256
+    assert told.to_json()["exported"] == told.exported

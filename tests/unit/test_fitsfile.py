@@ -133,3 +133,27 @@ def test_groups_are_measured(tmp_path: Path) -> None:
     truncated = path.read_bytes()[:-2880]
     path.write_bytes(truncated)
     assert "truncated" in damage(path)
+
+
+@pytest.mark.parametrize("card", ["PCOUNT  =                -5760", "GCOUNT  =                   -1",
+                                  "NAXIS1  =                -2880"])  # fmt: skip
+def test_negative_sizes_do_not_go_round_in_circles(tmp_path: Path, card: str) -> None:
+    path = tmp_path / "x.fits"
+    values = {"SIMPLE": "T", "BITPIX": 8, "NAXIS": 1, "NAXIS1": 2880, "PCOUNT": 0, "GCOUNT": 1}
+    cards = [f"{name:8}= {value!s:>20}" for name, value in values.items()]
+    cards = [card if c[:8] == card[:8] else c for c in cards]
+    path.write_bytes("".join(c.ljust(80) for c in [*cards, "END"]).ljust(2880).encode())
+    assert damage(path) == "a size is negative"
+
+
+def test_a_header_without_end_is_not_read_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "x.fits"
+    start = "".join(c.ljust(80) for c in ["SIMPLE  =                    T", "BITPIX  =                    8"]).encode()
+    path.write_bytes(start + b" " * (17 << 20))
+    assert damage(path) == "a header has no end"
+
+
+def test_what_is_no_fits_is_not_read_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.fits"
+    path.write_bytes(b" " * 5_000_000)
+    assert damage(path) == "No SIMPLE card found"

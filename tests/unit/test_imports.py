@@ -12,7 +12,7 @@ import pytest
 import caldp
 
 PACKAGE = Path(caldp.__file__).parent
-ABOVE = ("dataset", "expectations", "instruments", "errors", "programs", "config", "store", "messages")
+ABOVE = ("settings_file", "dataset", "expectations", "instruments", "errors", "programs", "config", "store", "messages")
 HEAVY = (
     "numpy", "scipy", "astropy", "crds", "calcos", "matplotlib", "PIL", "rich", "jinja2", "psutil", "spec_plots",
     "boto3", "asdf",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import tarfile
@@ -547,11 +548,49 @@ def test_settings(run: Run, folder: Path, packed: bool) -> None:
     assert "/evil" not in repr(run.config.program_environment())
 
 
-def test_settings_beside_a_tarball_are_another_matter(run: Run, folder: Path) -> None:
+def test_settings_beside_a_tarball_count_too(run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq")
     pack(folder)
     (folder / "ldfd01vnq_cal_env.txt").write_text("OMP_NUM_THREADS=2\n")
-    assert fetch(run, f"file:{folder}").settings == {}
+    assert fetch(run, f"file:{folder}").settings == {"OMP_NUM_THREADS": "2"}
+
+
+def test_an_association_table_or_a_wavecal_alone_does_not_hide_a_tarball(
+    run: Run, stis_run: Run, folder: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    write_raw(packed, "ldfd01vnq")
+    stis.write_stis(packed, SPECTRUM, WAVECORR="OMIT")
+    for root in ("ldfd01vnq", SPECTRUM):
+        with tarfile.open(folder / f"{root}.tar.gz", "w:gz") as tar:
+            for path in packed.glob(f"{root}*"):
+                tar.add(path, path.name)
+    write_asn(folder, "ldfd01vnq", ("ldfd01vpq", "EXP-FP", True))
+    write_support(folder, SPECTRUM, "wav")
+    assert [f.name for f in fetch(run, f"file:{folder}").raw] == ["ldfd01vnq_rawtag_a.fits"]
+    assert [f.name for f in fetch(stis_run, f"file:{folder}").raw] == [f"{SPECTRUM}_raw.fits"]
+
+
+def test_loose_raw_data_come_before_a_tarball_with_a_warning(run: Run, folder: Path) -> None:
+    write_raw(folder, "ldfd01vnq")
+    (folder / "ldfd01vnq.tar.gz").write_bytes(b"not looked at")
+    assert names(fetch(run, f"file:{folder}")) == ["ldfd01vnq_rawtag_a.fits"]
+    assert "ldfd01vnq.tar.gz" in run.telemetry.warnings[0]
+
+
+def test_a_compressed_file_that_unpacks_to_far_too_much(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caldp.tarball._SMALL", 1 << 20)
+    (folder / "ldfd01vnq_rawtag_a.fits.gz").write_bytes(gzip.compress(bytes(16 << 20)))
+    refused(run, folder, "ldfd01vnq_rawtag_a.fits.gz", "far too much")
+
+
+def test_exposures_of_another_visit_are_refused(visit_run: Run, visit: Path) -> None:
+    poller = visit / f"{VISIT}_input.out"
+    poller.write_text("j8bt06njq_flc.fits,9019,8BT,06,60.0,F555W;CLEAR2L,WFC,j8bt06njq_flc.fits\n")
+    refused(visit_run, visit, "j8bt06njq_flc.fits", "no calibrated exposure of it")
 
 
 def test_settings_of_another_dataset(run: Run, folder: Path) -> None:

@@ -748,8 +748,15 @@ def test_s3_that_does_not_answer(make: Make, s3: Any) -> None:
 
 @pytest.mark.parametrize("uri", ["astroquery:s3://", "astroquery:s3:///x"])
 def test_s3_without_a_bucket(make: Make, uri: str) -> None:
+    run = make("acs_8ph_01")
     with pytest.raises(UsageError, match="names no bucket"):
-        download(make("acs_8ph_01"), uri)
+        module.check(run.dataset, run.config, uri.partition(":")[2])
+
+
+def test_only_mosaics_have_a_list_of_exposures(make: Make) -> None:
+    run = make()
+    with pytest.raises(UsageError, match="only a mosaic has a list"):
+        module.check(run.dataset, run.config, "/my/folder")
 
 
 # --- copies in the cloud ----------------------------------------------------------------------------------------

@@ -332,14 +332,6 @@ def test_no_file_of_the_dataset(room: Room, name: str) -> None:
     room.refuse((file(name, b"x") if name else b"") + END, f"no file {DATASET}_*")
 
 
-def test_mosaics_name_their_exposures_otherwise(room: Room) -> None:
-    data = file("j8ph01abq_flc.fits", b"x") + END
-    options: dict[str, Any] = {"dataset": "acs_8ph_01", "wanted": wanted}
-    with pytest.raises(InputError):
-        room.unpack(data, **options)
-    assert room.unpack(data, **options, prefix="j8ph01").files == ("j8ph01abq_flc.fits",)
-
-
 # ---- hostile ones
 
 KINDS = {

@@ -333,7 +333,7 @@ def test_d4_mosaics_of_another_visit_are_no_products_of_this_one(bench: Bench) -
     mosaic.write_calibrated(bench.inputs, "j8bt06njq_flt.fits", detector="HRC")
     mosaic.write_visit(bench.inputs, VISIT, "9019", {"j8bt06njq_flt.fits": "F555W;CLEAR2S"}, "HRC")
     outcome = bench.process(VISIT)
-    bench.assert_failed(VISIT, outcome, 40, "hst_9019_05_acs_hrc_f555w_j8bt06nj_drz.fits", "no product of this dataset")
+    bench.assert_failed(VISIT, outcome, 21, "j8bt06njq_flt.fits", "no calibrated exposure of it")
 
 
 @pytest.mark.parametrize("code", [55, 65])
@@ -350,6 +350,11 @@ def test_55_and_65_mean_that_there_is_nothing_to_make(bench: Bench, make: Maker,
     assert not {
         name for name in bench.tree(dataset) if name.endswith((".fits", ".txt")) and not name.startswith("logs/")
     }
+
+
+def test_d8_an_empty_drizzled_image_is_no_product(bench: Bench) -> None:
+    acs(bench.inputs)
+    bench.assert_failed(ACS, bench.process(ACS, runastrodriz="empty"), 24, f"{ACS}_drz.fits", "no exposure has pixels")
 
 
 def test_a_reference_that_rules_do_not_know_can_be_given(bench: Bench) -> None:
