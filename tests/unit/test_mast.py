@@ -59,6 +59,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(socket.socket, "connect", to_here)
     monkeypatch.setattr(socket, "getaddrinfo", of_here)
     yield
+    for thread in threading.enumerate():  # what a test left waiting must not reach into the next one
+        if thread.name.endswith(("(_work)", "(ask)")):
+            thread.join(30)
     assert not strangers
 
 
