@@ -151,8 +151,8 @@ def fetch(run: Run, uri: str) -> Inputs:
     run : Run
         The run.
     uri : str
-        ``file:<directory>`` with FITS files (plain or .gz) or with ``<dataset>.tar.gz``, or ``astroquery:`` to download
-        them from MAST first.
+        ``file:<directory>`` with FITS files (plain or .gz) or with ``<dataset>.tar.gz``, ``file:<tarball>``, or
+        ``astroquery:`` to download them from MAST first.
 
     Returns
     -------
@@ -167,27 +167,32 @@ def fetch(run: Run, uri: str) -> Inputs:
     """
     scheme, place = parse_uri(uri)
     with run.telemetry.stage("fetch") as stage:
+        packed = None
         if scheme == "astroquery":
             from caldp import mast
 
             directory = mast.download(run, uri)
         else:
             directory = Path(place).expanduser().absolute()
-            if not directory.is_dir():
+            if directory.is_file() and directory.name.endswith(_TARBALLS):
+                directory, packed = directory.parent, directory
+            elif not directory.is_dir():
                 raise InputError(
-                    f"{run.dataset}: there is no input directory {directory}",
-                    remedy="give file:<directory with the raw FITS>",
+                    f"{run.dataset}: there is no input directory {directory}"
+                    f"{' (it is a file)' if directory.exists() else ''}",
+                    remedy="give file:<directory with the raw FITS>, or file:<tarball>",
                 )
-        inputs = _collect(run, directory)
+        inputs = _collect(run, directory, packed)
         stage.bytes_in = stage.bytes_out = sum(f.size for f in inputs.files)
         run.telemetry.info(f"inputs from {directory}: {inputs}")
     return inputs
 
 
-def _collect(run: Run, directory: Path) -> Inputs:
+def _collect(run: Run, directory: Path, given: Path | None = None) -> Inputs:
     loose = source = _Source(run, directory, directory)
-    packed = next((p for p in (directory / f"{run.dataset}{end}" for end in _TARBALLS) if p.is_file()), None)
-    if packed and not loose.holds_raw_data():
+    beside = (directory / f"{run.dataset}{end}" for end in _TARBALLS)
+    packed = given or next((path for path in beside if path.is_file()), None)
+    if packed and (given or not loose.holds_raw_data()):
         source = _Source(run, _unpack(run, packed), packed)
     elif packed:
         run.telemetry.warning(f"the files beside {packed.name} are used, not those in it")

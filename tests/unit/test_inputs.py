@@ -572,6 +572,20 @@ def test_an_association_table_or_a_wavecal_alone_does_not_hide_a_tarball(
     assert [f.name for f in fetch(stis_run, f"file:{folder}").raw] == [f"{SPECTRUM}_raw.fits"]
 
 
+def test_a_tarball_may_be_named_itself(run: Run, folder: Path, tmp_path: Path) -> None:
+    write_raw(folder, "ldfd01vnq")
+    pack(folder)
+    tarball = (folder / "ldfd01vnq.tar.gz").rename(tmp_path / "mine.tgz")
+    (tmp_path / "ldfd01vnq_rawtag_b.fits").write_bytes(b"not looked at")
+    assert names(fetch(run, f"file:{tarball}")) == ["ldfd01vnq_rawtag_a.fits"]
+
+
+def test_a_file_that_is_no_tarball(run: Run, folder: Path) -> None:
+    raw = write_raw(folder, "ldfd01vnq")
+    with pytest.raises(InputError, match="it is a file"):
+        fetch(run, f"file:{raw}")
+
+
 def test_loose_raw_data_come_before_a_tarball_with_a_warning(run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq")
     (folder / "ldfd01vnq.tar.gz").write_bytes(b"not looked at")
