@@ -119,7 +119,7 @@ def test_no_such_directory(desk: Desk) -> None:
 
 def test_no_matching_file(desk: Desk, give: Give) -> None:
     give("ldfd01vn*")
-    desk.assert_failed(desk.process(ACQ), ACQ, 21, "ldfd01vlq_*.fits")
+    desk.assert_failed(desk.process(ACQ), ACQ, 21, "ldfd01vlq_raw*.fits")
 
 
 def test_missing_association_member(desk: Desk, give: Give) -> None:
@@ -129,7 +129,7 @@ def test_missing_association_member(desk: Desk, give: Give) -> None:
 
 def test_support_file_alone_is_not_a_dataset(desk: Desk, give: Give) -> None:
     give("ldfd01vlq_spt*")
-    desk.assert_failed(desk.process(ACQ), ACQ, 21, "no raw data for ldfd01vlq")
+    desk.assert_failed(desk.process(ACQ), ACQ, 21, "no ldfd01vlq_asn.fits or ldfd01vlq_raw*.fits")
 
 
 @pytest.mark.parametrize("packed", [True, False])
