@@ -175,6 +175,7 @@ def test_onsite_leaves_a_flat_cache_as_it_is(no_calcos: Desk, cos_data: Path) ->
     assert given == sorted(CHOSEN)
 
 
+@pytest.mark.slow
 def test_a_read_only_cache_that_has_a_server_is_left_as_it_is(offsite: Offsite, cos_data: Path) -> None:
     cache = private(cos_data / "crds_cache", offsite.desk.home / "crds")
     inform(cache, download_metadata=known(cache))
@@ -253,6 +254,7 @@ def test_a_download_that_always_fails_leaves_nothing_behind(offsite: Offsite, wa
         offsite.fetched()
 
 
+@pytest.mark.slow
 def test_what_is_damaged_in_the_cache_is_fetched_again(offsite: Offsite) -> None:
     folder = private(offsite.crds.cache, offsite.cache) / "references" / "hst"  # a flat one
     truncate(own(folder / BPIX))
@@ -282,6 +284,7 @@ def test_damaged_rules_are_fetched_again(offsite: Offsite) -> None:
     assert offsite.crds.delivered.count("hst_cos_0306.imap") == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_file_that_is_not_in_the_cache_is_left_alone(offsite: Offsite) -> None:
     mine = offsite.desk.home / "mine"
     mine.mkdir()
@@ -329,6 +332,7 @@ def test_a_server_that_never_answers(offsite: Offsite) -> None:
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_no_answer_and_a_complete_cache(offsite: Offsite) -> None:
     folder = private(offsite.crds.cache, offsite.cache) / "references" / "hst"
     offsite.crds.down = True
@@ -352,6 +356,7 @@ def test_a_cache_that_cannot_be_written(offsite: Offsite) -> None:
 # --- contexts -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("context", "exported", "used"),
     [

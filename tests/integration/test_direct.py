@@ -249,6 +249,7 @@ def split(shelf: Shelf, hrc_data: Hrc, hrc_environment: dict[str, str]) -> Desk:
     return shelf.calibrated("split", "j8bt09040", hrc_environment, hrc_data.split)
 
 
+@pytest.mark.slow
 def test_dither_association(dithered: Desk) -> None:
     members = ("j8bt05njq", "j8bt05nkq")
     products = {"j8bt05020.tra", "j8bt05020_asn.fits", "j8bt05021_drz.fits"}
@@ -262,6 +263,7 @@ def test_dither_association(dithered: Desk) -> None:
     assert dithered.manifest("j8bt05020")["kind"] == "association"
 
 
+@pytest.mark.slow
 def test_dithered_stars_fall_on_each_other(dithered: Desk, tell: Callable[[str], None]) -> None:
     folder = dithered.folder("j8bt05020")
     for member in ("j8bt05njq", "j8bt05nkq"):
@@ -320,6 +322,7 @@ def test_missing_member(hrc_desk: Desk, hrc_data: Hrc) -> None:
 # --- what runastrodriz must not be trusted with ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exposure_that_is_not_to_be_drizzled_and_its_neighbour(hrc_desk: Desk, hrc_data: Hrc) -> None:
     """D5: there are two raw files of one visit; D8: DRIZCORR says that no drz is a success."""
     hrc_data.give(hrc_desk.inputs)
@@ -366,6 +369,7 @@ def test_table_that_leaves_the_drizzled_image_in_pieces(hrc_desk: Desk, hrc_data
     hrc_desk.assert_failed(result, HRC, 24, f"runastrodriz did not write {HRC}_drz.fits")
 
 
+@pytest.mark.slow
 def test_drizzling_stopped_by_a_signal(hrc_desk: Desk, hrc_data: Hrc) -> None:
     options = hrc_data.give(hrc_desk.inputs)
     process = hrc_desk.start(HRC, "file:IN", "file:OUT", *options)
