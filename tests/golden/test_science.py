@@ -60,7 +60,7 @@ def assert_same(made: Path, hand: Path) -> int:
     ("dataset", "names", "count"),
     [
         ("ldfd01vlq", ["ldfd01vlq_rawacq.fits", "ldfd01vlq_spt.fits"], 2),
-        ("ldfd01vnq", ["ldfd01vnq_rawtag_a.fits", "ldfd01vnq_spt.fits"], 5),
+        pytest.param("ldfd01vnq", ["ldfd01vnq_rawtag_a.fits", "ldfd01vnq_spt.fits"], 5, marks=pytest.mark.slow),
     ],
 )
 def test_exposure_is_what_calcos_makes_by_hand(

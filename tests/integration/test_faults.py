@@ -290,6 +290,7 @@ def test_d33_a_stopped_run_says_so(desk: Desk, give: Give, program: str, signum:
     assert_tidy(desk.home)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_then_taken_over(desk: Desk, give: Give) -> None:
     """SIGKILL at moments spread over a whole run; each time the next run takes the dataset over and ends right."""
     give("ldfd01vlq*")
