@@ -20,7 +20,6 @@ import shlex
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +127,6 @@ def _before(run: _Run) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "segv":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if behaviour == "sleep":
-        time.sleep(60)
     if behaviour == "bytes":
         os.write(1, b"caf\351 \377\376\n")
 

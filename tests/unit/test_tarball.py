@@ -8,7 +8,6 @@ import io
 import os
 import random
 import re
-import shutil
 import stat
 import subprocess
 import tarfile
@@ -193,7 +192,6 @@ def test_what_python_packs(room: Room, form: int, mode: str, folder: str) -> Non
     assert room.content() == contents
 
 
-@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar program")
 @pytest.mark.parametrize("options", ["cf", "czf", "--format=gnu -czf", "--format=pax -czf", "--format=v7 -cf"])
 @pytest.mark.parametrize("what", [".", "*.fits"])
 def test_what_tar_packs(room: Room, tmp_path_factory: pytest.TempPathFactory, options: str, what: str) -> None:
