@@ -38,6 +38,23 @@ def damage_raises() -> Iterator[None]:
         yield
 
 
+class DamagedError(Exception):
+    """A FITS file cannot be read; the message says why, in a few words."""
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turn what astropy raises on damaged headers and tables, and its warnings, into a DamagedError."""
+    from astropy.io import fits
+    from astropy.utils.exceptions import AstropyWarning
+
+    try:
+        with damage_raises():
+            yield
+    except (*_DAMAGE, AstropyWarning, fits.VerifyError) as error:
+        raise DamagedError(" ".join(str(error).split())[:160] or type(error).__name__) from error
+
+
 def damage(path: Path, *, count: bool = False) -> str:
     """Say what is wrong with a FITS file.
 
@@ -56,11 +73,10 @@ def damage(path: Path, *, count: bool = False) -> str:
         Empty if the file is whole.
     """
     from astropy.io import fits
-    from astropy.utils.exceptions import AstropyWarning
 
     try:
         # Opened here, because astropy leaves open what it cannot read.
-        with damage_raises(), path.open("rb") as stream:
+        with reading(), path.open("rb") as stream:
             compressed = stream.read(2) == b"\x1f\x8b"
             stream.seek(0)
             with gzip.open(stream) if compressed else nullcontext(stream) as plain:
@@ -71,12 +87,10 @@ def damage(path: Path, *, count: bool = False) -> str:
                 promised = int(hdus[0].header.get("NEXTEND", 0)) if count else 0
                 if len(hdus) - 1 < promised:
                     return f"truncated: {len(hdus) - 1} of {promised} extensions"
-        size = _expanded(path) if compressed else path.stat().st_size
-        if end > size:
-            return f"truncated: {size} bytes of {end}"
-    except (*_DAMAGE, AstropyWarning, fits.VerifyError) as error:
-        return " ".join(str(error).split())[:160] or type(error).__name__
-    return ""
+            size = _expanded(path) if compressed else path.stat().st_size
+    except DamagedError as error:
+        return str(error)
+    return f"truncated: {size} bytes of {end}" if end > size else ""
 
 
 def _count_axes(stream: Any) -> None:  # noqa: ANN401 - a file or a gzip.GzipFile

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from caldp import tarball
+from caldp.association import read as read_association
 from caldp.errors import InputError
 from caldp.expectations import Material, Member, Raw
-from caldp.fitsfile import damage, damage_raises
+from caldp.fitsfile import DamagedError, damage, reading
 from caldp.run import Run
 from caldp.settings_file import read as settings_in
 from caldp.store import parse_uri
@@ -375,17 +376,10 @@ def _read(run: Run, source: Path, reader: IO[bytes]) -> bytes:
 
 def _members(run: Run, association: InputFile) -> tuple[Member, ...]:
     """Return the exposures of an association that its table says are present, and its products."""
-    from astropy.io import fits
-
     path = run.workspace.inputs / association.name
     _check_fits(run, path)
-    with _unreadable(run, association, "is not an association table"), fits.open(path) as hdus:
-        table = hdus[1].data
-        names = [str(n).strip().lower() for n in table["MEMNAME"]]
-        types = [str(t).strip().upper() for t in table["MEMTYPE"]]
-        has_present = "MEMPRSNT" in table.names
-        present = [bool(p) for p in table["MEMPRSNT"]] if has_present else [True] * len(names)
-    rows = [(Member(name, kind), there) for name, kind, there in zip(names, types, present, strict=True)]
+    with _unreadable(run, association, "is not an association table"):
+        rows = [(row.member, row.present) for row in read_association(path)]
     exposures = [m.root for m, there in rows if there and not m.is_product]
     absent = [m.root for m, there in rows if not there and not m.is_product]
     products = [m.root for m, _ in rows if m.is_product]
@@ -436,17 +430,12 @@ def _with_facts(run: Run, file: InputFile) -> InputFile:
 
 @contextmanager
 def _unreadable(run: Run, file: InputFile, what: str) -> Iterator[None]:
-    """Turn what astropy raises on damaged headers and tables into an InputError; its warnings count as damage too."""
-    from astropy.io import fits
-    from astropy.utils.exceptions import AstropyWarning
-
-    wrong = (fits.VerifyError, AstropyWarning, OSError, ValueError, TypeError, LookupError, AttributeError)
+    """Turn damage into an InputError that names the file."""
     try:
-        with damage_raises():
+        with reading():
             yield
-    except wrong as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(f"{run.dataset}: {file.source} {what} ({reason})", remedy="fetch it again") from error
+    except DamagedError as error:
+        raise InputError(f"{run.dataset}: {file.source} {what} ({error})", remedy="fetch it again") from error
 
 
 def _check_fits(run: Run, path: Path) -> None:

@@ -9,7 +9,7 @@ and from runs of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from caldp import expectations
@@ -187,6 +187,11 @@ _DRIZZLEPAC = "pip install drizzlepac 'photutils<3'; see caldp doctor"
 
 _NOTHING_PERFORMED = (r"No calibration switch was set to PERFORM", r"did NOT process")
 
+#: What calacs.e, calwf3.e and cs0.e have in common.
+_HSTCAL_PROGRAM = Program(
+    argv=("", "{input}"), remedy=_HSTCAL, said_nothing_to_do=_NOTHING_PERFORMED, out_of_memory=_HSTCAL_MEMORY
+)
+
 _RUNASTRODRIZ = Program(
     argv=("runastrodriz", "-n", "1", "{input}"),
     remedy=_DRIZZLEPAC,
@@ -221,6 +226,17 @@ _STIS_READ_BY = {
     "TDSTAB": ("PHOTCORR", "FLUXCORR"),
 }
 
+#: What runsinglehap and runmultihap have in common.
+_HAP_PROGRAM = Program(
+    argv=("", "{input}"),
+    remedy=_DRIZZLEPAC,
+    call="poller",
+    manifest="{dataset}_manifest.txt",
+    nothing_viable=_NOTHING_VIABLE,
+    out_of_memory=_PYTHON_MEMORY,
+    astrometry=True,
+)
+
 _IPPPSSOOT_FACTS = ("INSTRUME", "ROOTNAME", "DETECTOR", "OBSTYPE", "EXPTYPE")
 
 _ROWS = (
@@ -228,14 +244,7 @@ _ROWS = (
         name="acs",
         instruments=("acs",),
         programs=(
-            Program(
-                argv=("calacs.e", "{input}"),
-                remedy=_HSTCAL,
-                makes=expectations.calacs,
-                said_nothing_to_do=_NOTHING_PERFORMED,
-                out_of_memory=_HSTCAL_MEMORY,
-                trailer=True,
-            ),
+            replace(_HSTCAL_PROGRAM, argv=("calacs.e", "{input}"), makes=expectations.calacs, trailer=True),
             _RUNASTRODRIZ,
         ),
         raw=("raw",),
@@ -251,14 +260,7 @@ _ROWS = (
         name="wfc3",
         instruments=("wfc3",),
         programs=(
-            Program(
-                argv=("calwf3.e", "{input}"),
-                remedy=_HSTCAL,
-                makes=expectations.calwf3,
-                said_nothing_to_do=_NOTHING_PERFORMED,
-                out_of_memory=_HSTCAL_MEMORY,
-                trailer=True,
-            ),
+            replace(_HSTCAL_PROGRAM, argv=("calwf3.e", "{input}"), makes=expectations.calwf3, trailer=True),
             _RUNASTRODRIZ,
         ),
         raw=("raw",),
@@ -322,15 +324,8 @@ _ROWS = (
         name="stis",
         instruments=("stis",),
         programs=(
-            Program(
-                argv=("cs0.e", "-tv", "{input}"),
-                remedy=_HSTCAL,
-                # Of two names it takes the second for that of its output, and says 0.
-                call="raw",
-                makes=expectations.cs0,
-                said_nothing_to_do=_NOTHING_PERFORMED,
-                out_of_memory=_HSTCAL_MEMORY,
-            ),
+            # Of two names it takes the second for that of its output, and says 0.
+            replace(_HSTCAL_PROGRAM, argv=("cs0.e", "-tv", "{input}"), makes=expectations.cs0, call="raw"),
         ),
         raw=("raw",),
         instead=("wav",),
@@ -351,18 +346,7 @@ _ROWS = (
     Instrument(
         name="svm",
         instruments=("acs", "wfc3"),
-        programs=(
-            Program(
-                argv=("runsinglehap", "{input}"),
-                remedy=_DRIZZLEPAC,
-                call="poller",
-                error=SvmError,
-                manifest="{dataset}_manifest.txt",
-                nothing_viable=_NOTHING_VIABLE,
-                out_of_memory=_PYTHON_MEMORY,
-                astrometry=True,
-            ),
-        ),
+        programs=(replace(_HAP_PROGRAM, argv=("runsinglehap", "{input}"), error=SvmError),),
         raw=("flc", "flt"),
         facts=_IPPPSSOOT_FACTS,
         kept=(r"hst_[-\w]+_{root}[-\w]*\.(fits|txt|ecsv)", r"{dataset}_manifest\.txt", r"astrodrizzle\.log"),
@@ -373,18 +357,7 @@ _ROWS = (
     Instrument(
         name="mvm",
         instruments=("acs", "wfc3"),
-        programs=(
-            Program(
-                argv=("runmultihap", "{input}"),
-                remedy=_DRIZZLEPAC,
-                call="poller",
-                error=MvmError,
-                manifest="{dataset}_manifest.txt",
-                nothing_viable=_NOTHING_VIABLE,
-                out_of_memory=_PYTHON_MEMORY,
-                astrometry=True,
-            ),
-        ),
+        programs=(replace(_HAP_PROGRAM, argv=("runmultihap", "{input}"), error=MvmError),),
         raw=("flc", "flt"),
         facts=_IPPPSSOOT_FACTS,
         kept=(r"hst_{dataset}[-\w]*\.(fits|txt)", r"{dataset}_manifest\.txt"),

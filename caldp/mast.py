@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
+from caldp import association
 from caldp.config import Config
 from caldp.dataset import Dataset
 from caldp.errors import AstroqueryError, S3DownloadError, UsageError
-from caldp.fitsfile import damage, damage_raises
+from caldp.fitsfile import DamagedError, damage
 from caldp.run import Run
 
 if TYPE_CHECKING:
@@ -225,24 +226,15 @@ def _without_raw(run: Run, found: Mapping[str, _Product], roots: Iterable[str]) 
 
 def _members(run: Run, table: Path) -> list[str]:
     """Return the exposures that an association table says were taken."""
-    from astropy.io import fits
-    from astropy.utils.exceptions import AstropyWarning
-
     path = table if table.exists() else table.with_name(f"{table.name}.gz")
-    wrong = (fits.VerifyError, AstropyWarning, OSError, ValueError, TypeError, LookupError, AttributeError)
     try:
-        with damage_raises(), fits.open(path) as hdus:
-            rows = hdus[1].data
-            names = [str(n).strip().lower() for n in rows["MEMNAME"]]
-            types = [str(t).strip().upper() for t in rows["MEMTYPE"]]
-            present = [bool(p) for p in rows["MEMPRSNT"]] if "MEMPRSNT" in rows.names else [True] * len(names)
-    except wrong as error:
+        rows = association.read(path)
+    except DamagedError as error:
         raise AstroqueryError(
-            f"{run.dataset}: {path} is not an association table ({_short(run, error)})",
-            remedy="delete it, and try again",
+            f"{run.dataset}: {path} is not an association table ({error})", remedy="delete it, and try again"
         ) from error
-    taken = [n for n, t, p in zip(names, types, present, strict=True) if "PROD" not in t and p]
-    return [n for n in taken if _MEMBER.fullmatch(n)]
+    taken = [row.member.root for row in rows if row.present and not row.member.is_product]
+    return [name for name in taken if _MEMBER.fullmatch(name)]
 
 
 def _download_mosaic(run: Run, archive: _Archive, poller: Path) -> None:
