@@ -203,7 +203,7 @@ def plan(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCH
         job = Job.prepare(request)
         from caldp import calibrate, inputs, references
 
-        with opened(job, reporter, interrupts, Status(job.dataset.name, 0, "placed", run=_identity())) as run:
+        with opened(job, reporter, interrupts) as run:
             raw = inputs.fetch(run, request.input)
             refs = references.assign(run, raw, download=False)
             outcome.plan = {
@@ -237,7 +237,7 @@ def survey(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOU
         job = Job.prepare(request)
         from caldp import inputs, references
 
-        with opened(job, reporter, interrupts, Status(job.dataset.name, 0, "placed", run=_identity())) as run:
+        with opened(job, reporter, interrupts) as run:
             found = references.survey(run, inputs.fetch(run, request.input))
         outcome.state, outcome.context, outcome.references = "planned", found.context, len(found.checked)
         outcome.plan = {
@@ -335,12 +335,13 @@ def begun(job: Job, reporter: Reporter, interrupts: Interrupts, outcome: Outcome
 
 
 @contextmanager
-def opened(job: Job, reporter: Reporter, interrupts: Interrupts, mine: Status) -> Iterator[Run]:
-    """Open the workspace and the log of a run."""
+def opened(job: Job, reporter: Reporter, interrupts: Interrupts, mine: Status | None = None) -> Iterator[Run]:
+    """Open the workspace and the log of a run; one that only looks has no attempt."""
     from caldp.run import Run
     from caldp.telemetry import Telemetry
     from caldp.workspace import open_workspace
 
+    mine = mine or Status(job.dataset.name, 0, "placed", run=_identity())
     keep = job.request.keep_scratch
     with open_workspace(job.settings.home, job.dataset.name, mine.run, keep=keep) as workspace:
         telemetry = Telemetry(job.dataset.name, workspace.logs, reporter, job.settings.secrets)
