@@ -31,6 +31,7 @@ from caldp.dataset import Dataset
 from caldp.errors import AstroqueryError, S3DownloadError, UsageError
 from caldp.fitsfile import DamagedError, damage
 from caldp.run import Run
+from caldp.store import LocalStore, Overwrite
 
 if TYPE_CHECKING:
     import requests
@@ -289,12 +290,7 @@ def _poller(run: Run, settings: _Settings, place: str) -> Path:
         return target
     if target.exists():
         run.telemetry.warning(f"{target} is replaced by the one of {place}")
-    temporary = target.with_name(f".{name}.{os.urandom(8).hex()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    LocalStore(run.config.home).put(name, content, Overwrite())
     return target
 
 

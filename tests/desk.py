@@ -482,6 +482,16 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.line(text)
 
 
+def linked_cache(cache: Path, copy: Path) -> Path:
+    """Make a CRDS cache that a test may change or damage: links to the real one."""
+    for path in cache.rglob("*"):
+        if path.is_file():
+            link = copy / path.relative_to(cache)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    return copy
+
+
 def assert_ended(process: psutil.Process) -> None:
     """Assert that a program is gone; that nobody has asked yet how it ended (a zombie) does not matter."""
     with contextlib.suppress(psutil.NoSuchProcess):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from astropy.io import fits
 
-from tests.desk import SCRIPTS, Desk, Hrc, Result, shim
+from tests.desk import SCRIPTS, Desk, Hrc, Result, linked_cache, shim
 from tests.fakes.cos import truncate
 from tests.fakes.crds import FakeCrds, serving
 
@@ -34,16 +34,6 @@ Give = Callable[..., None]
 def slow(value: str) -> Any:
     """Mark a case of a test as slow."""
     return pytest.param(value, marks=pytest.mark.slow)
-
-
-def private(cache: Path, copy: Path) -> Path:
-    """Make a CRDS cache that a test may change: links to the real one."""
-    for path in cache.rglob("*"):
-        if path.is_file():
-            link = copy / path.relative_to(cache)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path)
-    return copy
 
 
 def own(path: Path) -> Path:
@@ -167,7 +157,7 @@ def offsite(no_calcos: Desk, crds: FakeCrds) -> Offsite:
 
 
 def test_onsite_leaves_a_flat_cache_as_it_is(no_calcos: Desk, cos_data: Path) -> None:
-    cache = private(cos_data / "crds_cache", no_calcos.home / "crds")
+    cache = linked_cache(cos_data / "crds_cache", no_calcos.home / "crds")
     before = snapshot(cache)
     assert no_calcos.process(ACQ, env={"CRDS_PATH": str(cache)}).code == 23  # came as far as calcos
     assert snapshot(cache) == before
@@ -177,7 +167,7 @@ def test_onsite_leaves_a_flat_cache_as_it_is(no_calcos: Desk, cos_data: Path) ->
 
 @pytest.mark.slow
 def test_a_read_only_cache_that_has_a_server_is_left_as_it_is(offsite: Offsite, cos_data: Path) -> None:
-    cache = private(cos_data / "crds_cache", offsite.desk.home / "crds")
+    cache = linked_cache(cos_data / "crds_cache", offsite.desk.home / "crds")
     inform(cache, download_metadata=known(cache))
     alter(cache / "references" / "hst" / FLAT)
     before = snapshot(cache)
@@ -256,7 +246,7 @@ def test_a_download_that_always_fails_leaves_nothing_behind(offsite: Offsite, wa
 
 @pytest.mark.slow
 def test_what_is_damaged_in_the_cache_is_fetched_again(offsite: Offsite) -> None:
-    folder = private(offsite.crds.cache, offsite.cache) / "references" / "hst"  # a flat one
+    folder = linked_cache(offsite.crds.cache, offsite.cache) / "references" / "hst"  # a flat one
     truncate(own(folder / BPIX))
     alter(folder / FLAT)
     result, found = offsite.show()
@@ -334,7 +324,7 @@ def test_a_server_that_never_answers(offsite: Offsite) -> None:
 
 @pytest.mark.slow
 def test_no_answer_and_a_complete_cache(offsite: Offsite) -> None:
-    folder = private(offsite.crds.cache, offsite.cache) / "references" / "hst"
+    folder = linked_cache(offsite.crds.cache, offsite.cache) / "references" / "hst"
     offsite.crds.down = True
     hasty = {"CRDS_CLIENT_RETRY_COUNT": "1"}
     assert offsite.run(env=hasty).code == 23
@@ -367,7 +357,7 @@ def test_a_cache_that_cannot_be_written(offsite: Offsite) -> None:
     ],
 )
 def test_the_server_knows_contexts(offsite: Offsite, context: str, exported: str, used: str) -> None:
-    private(offsite.crds.cache, offsite.cache)
+    linked_cache(offsite.crds.cache, offsite.cache)
     inform(offsite.cache, operational_context="hst_0613.pmap", edit_context="hst_0613.pmap")  # of last year
     offsite.crds.settings |= {"operational_context": OPERATIONAL, "edit_context": "hst_0613.pmap"}
     offsite.crds.settings |= {"latest_context": OPERATIONAL}
@@ -411,7 +401,7 @@ def test_a_config_of_ones_own(no_calcos: Desk, cos_data: Path, way: str) -> None
 def shelf_of_mine(desk: Desk, give: Give, cos_data: Path) -> tuple[Desk, Path]:
     """A real spectrum, and a cache that may be damaged and that knows the checksums of what it holds."""
     give(f"{TAG}*")
-    cache = private(cos_data / "crds_cache", desk.home / "crds")
+    cache = linked_cache(cos_data / "crds_cache", desk.home / "crds")
     inform(cache, download_metadata=known(cache))
     return Desk(desk.home, {**desk.env, "CRDS_PATH": str(cache)}), cache / "references" / "hst"
 
@@ -477,7 +467,7 @@ def told(desk: Desk) -> dict[str, str]:
 @pytest.mark.parametrize("layout", ["flat", "instrument"])
 def test_programs_are_told_where_references_are(no_calcos: Desk, cos_data: Path, layout: str) -> None:
     desk = no_calcos
-    cache = private(cos_data / "crds_cache", desk.home / "crds")
+    cache = linked_cache(cos_data / "crds_cache", desk.home / "crds")
     own(cache / "config" / "hst" / "ref_cache_subdir_mode").write_text(layout)
     top = cache / "references" / "hst"
     if layout == "instrument":

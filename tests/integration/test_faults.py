@@ -18,7 +18,7 @@ from astropy.io import fits
 
 from caldp.publish import verified
 from caldp.store import LocalStore
-from tests.desk import Desk, assert_ended, assert_tidy, child_named
+from tests.desk import Desk, assert_ended, assert_tidy, child_named, linked_cache
 
 ACQ = "ldfd01vlq"
 TAG = "ldfd01vnq"
@@ -32,17 +32,6 @@ def unzip(desk: Desk, name: str) -> Path:
     plain.write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
     return plain
-
-
-def private_cache(desk: Desk) -> Path:
-    """Make a CRDS cache that the test may damage: links to the real one."""
-    real, copy = Path(desk.env["CRDS_PATH"]), desk.home / "crds"
-    for path in real.rglob("*"):
-        if path.is_file():
-            link = copy / path.relative_to(real)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path)
-    return copy
 
 
 @contextmanager
@@ -185,14 +174,14 @@ def test_no_crds_cache(desk: Desk, give: Give) -> None:
 
 def test_missing_reference(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
-    cache = private_cache(desk)
+    cache = linked_cache(Path(desk.env["CRDS_PATH"]), desk.home / "crds")
     (cache / "references" / "hst" / "x5v1944hl_flat.fits").unlink()
     desk.assert_failed(desk.process(ACQ, env={"CRDS_PATH": str(cache)}), ACQ, 27, "x5v1944hl_flat.fits", "FLATFILE")
 
 
 def test_truncated_reference(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
-    cache = private_cache(desk)
+    cache = linked_cache(Path(desk.env["CRDS_PATH"]), desk.home / "crds")
     path = cache / "references" / "hst" / "uas19356l_bpix.fits"
     content = path.read_bytes()
     path.unlink()
@@ -202,7 +191,7 @@ def test_truncated_reference(desk: Desk, give: Give) -> None:
 
 def test_damaged_rules(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
-    cache = private_cache(desk)
+    cache = linked_cache(Path(desk.env["CRDS_PATH"]), desk.home / "crds")
     path = cache / "mappings" / "hst" / "hst_cos_0306.imap"
     path.unlink()
     path.write_text("selector = {}\n")

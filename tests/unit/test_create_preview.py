@@ -520,32 +520,30 @@ def test_a_composite_that_a_worker_did_not_write(tmp_path: Path, noise: np.ndarr
         create_previews(products, out, run_program, jobs=1, composites=True)
 
 
-def test_a_worker_killed_at_a_composite(tmp_path: Path, noise: np.ndarray) -> None:
-    products = write_visit(tmp_path, noise)
+def killed_in(function: str, folder: Path) -> Callable[[Sequence[str]], ProgramRun]:
+    """Run workers that are killed when they come to a function of theirs."""
     code = f"""
         import os, signal, sys
         sys.path.insert(0, {str(ROOT)!r})
         from caldp import create_preview
-        create_preview.make_colour_preview = lambda *_: os.kill(os.getpid(), signal.{signal.SIGKILL.name})
+        create_preview.{function} = lambda *_: os.kill(os.getpid(), signal.{signal.SIGKILL.name})
         sys.exit(create_preview.main(sys.argv[1:]))
     """
+    return pretending(code, folder)
+
+
+def test_a_worker_killed_at_a_composite(tmp_path: Path, noise: np.ndarray) -> None:
+    products = write_visit(tmp_path, noise)
     with pytest.raises(PreviewError) as caught:
-        create_previews(products, tmp_path / "out", pretending(code, tmp_path), jobs=1, composites=True)
+        create_previews(products, tmp_path / "out", killed_in("make_colour_preview", tmp_path), jobs=1, composites=True)
     assert caught.value.message == f"{COLOR}: the preview worker ended with killed by SIGKILL"
 
 
 def test_a_worker_killed_before_a_composite(tmp_path: Path, noise: np.ndarray) -> None:
     """It makes the composites after the pictures of single files, though they take longest."""
     products = write_visit(tmp_path, noise)
-    code = f"""
-        import os, signal, sys
-        sys.path.insert(0, {str(ROOT)!r})
-        from caldp import create_preview
-        create_preview.make_preview = lambda *_: os.kill(os.getpid(), signal.{signal.SIGKILL.name})
-        sys.exit(create_preview.main(sys.argv[1:]))
-    """
     with pytest.raises(PreviewError) as caught:
-        create_previews(products, tmp_path / "out", pretending(code, tmp_path), jobs=1, composites=True)
+        create_previews(products, tmp_path / "out", killed_in("make_preview", tmp_path), jobs=1, composites=True)
     *_, last = caught.value.message.split("; ")
     assert last == f"{COLOR}: not reached, the preview worker ended with killed by SIGKILL"
 
