@@ -485,6 +485,8 @@ def _exposures(directory: Path, names: Sequence[str]) -> tuple[dict[str, Any], l
             if "EXPTIME" in header and rootname.startswith(root):
                 found.append((rootname, header))
                 break
+    # A product that combines members would be counted once more.  STIS members have no files of their own.
+    found = [(root, header) for root, header in found if root in roles] or found
     columns = ["Exposure", "Role", "Type", "Start (UTC)", "Time (s)", "Detector", "Segment"]
     columns += ["Grating", "Filter", "Cenwave (Å)", "Aperture", "FP-POS"]
     rows = [[root, roles.get(root, ""), *_row(header)] for root, header in found]

@@ -18,6 +18,7 @@ from astropy.io import fits
 from PIL import Image
 
 from caldp import report
+from tests.fakes.cos import write_asn
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}\x1b[31m"
 
@@ -646,3 +647,16 @@ def test_the_picture_of_a_mosaic_is_the_one_in_colour() -> None:
     start = "hst_9774_01_acs_wfc_"
     pictures = [report.Picture(f"previews/{start}{n}", start + product, "image", "") for n, product in best_first]
     assert sorted(reversed(pictures), key=report._picture_rank) == pictures
+
+
+def test_a_product_of_several_exposures_is_none_itself(tmp_path: Path) -> None:
+    members = [("j8bt09jcq", "EXP-CRJ", True), ("j8bt09jdq", "EXP-CRJ", True), ("j8bt09041", "PROD-CRJ", True)]
+    names = [write_asn(tmp_path, "j8bt09040", *members).name]
+    for root, suffix, seconds in (("j8bt09jcq", "flt", 60.0), ("j8bt09jdq", "flt", 60.0), ("j8bt09041", "crj", 120.0)):
+        primary = fits.PrimaryHDU()
+        primary.header.update({"ROOTNAME": root, "EXPTIME": seconds, "INSTRUME": "ACS"})
+        primary.writeto(tmp_path / f"{root}_{suffix}.fits")
+        names.append(f"{root}_{suffix}.fits")
+    table, headers = report._exposures(tmp_path, names)
+    assert [row[0] for row in table["rows"]] == ["j8bt09jcq", "j8bt09jdq"]
+    assert report._facts(headers[0], headers, "acs", combined=False)["exposure"] == "120 s"
