@@ -29,6 +29,11 @@ _OURS = re.compile(r"CRDS|CALDP|[a-z]ref$|CSYS_VER|AWSDPVER|AWSYSVER|FAKE_")
 RunFactory = Callable[..., Run]
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name bytes by their length: a gzip header holds the time, and pytest-xdist wants the same names everywhere."""
+    return f"{len(val)}_bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Take away what the developer may have exported."""
