@@ -1,5 +1,5 @@
 # Two commands on a fresh machine: `make demo` runs the main job, `make test` passes the tests.
-# Each sets up what it needs in .venv; only Python 3.11 or newer and make must be there.
+# Each sets up what it needs in .venv (and .venv-ministack); only Python 3.11 or newer and make must be there.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
@@ -18,13 +18,22 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make perf       benchmarks: figures and ratios, nothing asserted"
 	@echo "make lint       ruff and mypy"
-	@echo "make clean      remove the virtual environment, the demo and caches"
+	@echo "make clean      remove the virtual environments, the demo and caches"
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	@# That of Python 3.11 tries hundreds of combinations of packages before it finds one that fits.
 	$(PIP) --upgrade pip
+
+# An S3 server for the tests, apart because it wants one version of botocore and no other.
+MINISTACK_VERSION := 1.5.33
+MINISTACK := .venv-ministack/.installed-$(MINISTACK_VERSION)
+
+$(MINISTACK): | $(BIN)/python
+	$(PYTHON) -m venv .venv-ministack
+	.venv-ministack/bin/python -m pip install --quiet --disable-pip-version-check 'ministack==$(MINISTACK_VERSION)'
+	@touch $@
 
 SOURCES := $(shell find caldp scripts -type f -not -name '*.pyc') pyproject.toml setup.py
 
@@ -47,10 +56,10 @@ demo: $(VENV)/.installed
 	@echo "Look at $(DEMO)/outputs/data/cos/lsim01sxq/report.html"
 	@echo "For data of your own: . $(BIN)/activate, then caldp-process --help"
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(MINISTACK)
 	$(PYTEST) -m "not slow" -n $(JOBS) --cov=caldp --cov-report=term --cov-fail-under=80
 
-test-slow: $(VENV)/.installed-test
+test-slow: $(VENV)/.installed-test $(MINISTACK)
 	$(PYTEST) -m slow -n $(JOBS)
 
 perf: $(VENV)/.installed-test
@@ -64,4 +73,4 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ministack $(DEMO) build dist *.egg-info .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,3 +1,3 @@
-"""Fixtures for all tests: see tests/desk.py."""
+"""Fixtures for all tests: see tests/desk.py and tests/s3.py."""
 
-pytest_plugins = ["tests.desk"]
+pytest_plugins = ["tests.desk", "tests.s3"]

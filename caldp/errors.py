@@ -10,7 +10,9 @@ The tree (exit code)::
     +-- Stage1Error (23)             calibration program failed, or its products are missing
     +-- Stage2Error (24)             the same for the second program (drizzle)
     +-- S3UploadError (25)           an object could not be written to S3         retry
+    |   `-- S3UploadRefusedError (25)     S3 does not let us: no credentials, no bucket, denied
     +-- S3DownloadError (26)         an object could not be read from S3          retry
+    |   `-- S3DownloadRefusedError (26)   the same for reading
     +-- ReferencesError (27)         CRDS: unknown context, missing or damaged reference
     |   `-- ReferencesUnavailableError (27)  its server does not answer, or deliver  retry
     +-- PreviewError (28)            a preview could not be made
@@ -110,11 +112,23 @@ class S3UploadError(CaldpError):
     retriable = True
 
 
+class S3UploadRefusedError(S3UploadError):
+    """S3 does not let us write: no credentials, no such bucket, access denied."""
+
+    retriable = False
+
+
 class S3DownloadError(CaldpError):
     """An object could not be read from S3."""
 
     exit_code = 26
     retriable = True
+
+
+class S3DownloadRefusedError(S3DownloadError):
+    """S3 does not let us read: no credentials, no such bucket or object, access denied."""
+
+    retriable = False
 
 
 class ReferencesError(CaldpError):

@@ -30,8 +30,9 @@ from caldp.config import Config
 from caldp.dataset import Dataset
 from caldp.errors import AstroqueryError, S3DownloadError, UsageError
 from caldp.fitsfile import DamagedError, damage
+from caldp.local_store import LocalStore
 from caldp.run import Run
-from caldp.store import LocalStore, Overwrite
+from caldp.store import Overwrite
 
 if TYPE_CHECKING:
     import requests

@@ -19,11 +19,12 @@ import caldp
 from caldp import messages
 from caldp.calibrate import Products
 from caldp.create_preview import Preview
+from caldp.errors import BusyError
 from caldp.inputs import Inputs
 from caldp.messages import Status
 from caldp.references import References
 from caldp.run import Run
-from caldp.store import Store, absolute_uri
+from caldp.store import Store, Stored, absolute_uri
 from caldp.telemetry import LOG_FILES
 
 MANIFEST = "manifest.json"
@@ -84,14 +85,10 @@ def verified(store: Store, prefix: str) -> Manifest | None:
     manifest = read_manifest(store, prefix)
     if manifest is None:
         return None
-    for entry in manifest.files():
-        try:
-            path = store.local(f"{prefix}/{entry['name']}")
-            if path is None or path.stat().st_size != entry["size"] or _sha256(path) != entry["sha256"]:
-                return None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-    return manifest
+    try:
+        return None if store.damaged(prefix, manifest.files()) else manifest
+    except (ValueError, KeyError, TypeError):  # entries that make no sense
+        return None
 
 
 def publish(
@@ -127,7 +124,7 @@ def publish(
     """
     prefix = run.dataset.prefix
     telemetry = run.telemetry
-    staging = store.staging(prefix, run.id)
+    staging = store.staging(prefix, run.id, run.workspace.root)
     try:
         with telemetry.stage("publish") as stage:
             telemetry.info(f"publishing {products} to {store.url(prefix)}")
@@ -148,10 +145,8 @@ def publish(
         metrics = telemetry.write_metrics()
         _copy_logs(run, staging / "logs")
         (staging / REPORT).write_text(_report(run, staging, record, metrics), encoding="utf-8")
-        (staging / MANIFEST).write_bytes(manifest.to_bytes())
         mine = Status(run.dataset.name, run.attempt, "processing", run=run.id)
-        run.shield()
-        store.publish(staging, prefix, lambda: _replaceable(store, mine, prefix))
+        store.publish(staging, prefix, lambda: _replaceable(store, mine, prefix), lambda s: _sealed(run, manifest, s))
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -182,7 +177,18 @@ def _replaceable(store: Store, mine: Status, prefix: str) -> set[str]:
     """Make sure that the dataset is still ours, and name the files that earlier runs published."""
     messages.check_owner(store, mine)
     there = read_manifest(store, prefix)
+    if there and there.attempt > mine.attempt:
+        raise BusyError(f"{mine.dataset}: attempt {there.attempt} has published meanwhile", remedy="nothing is to do")
     return {*_OURS, *(str(entry["name"]) for entry in there.files())} if there else set(_OURS)
+
+
+def _sealed(run: Run, manifest: Manifest, stored: Mapping[str, Stored]) -> tuple[str, bytes]:
+    """Enter into the manifest what the store says of each file, and return it as the file that is written last."""
+    run.shield()
+    for entry in manifest.files():
+        said = stored.get(entry["name"], Stored())
+        entry.update({key: value for key, value in (("etag", said.etag), ("version", said.version)) if value})
+    return MANIFEST, manifest.to_bytes()
 
 
 def _record(

@@ -1,4 +1,4 @@
-"""Where bytes live: one small interface over a folder (S3 will speak the same words).
+"""Where bytes live: one small interface over a folder (``local_store``) and over a bucket (``s3_store``).
 
 A key is a relative path with forward slashes, for example ``messages/status/ldfd01010.json``.  Small objects are
 read and written whole, with a tag, so that a writer can say "only if nobody changed it meanwhile".  A folder of
@@ -8,31 +8,22 @@ products is published in one step: readers see the old one or the new one, never
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import hashlib
-import os
 import re
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
-from caldp.errors import BusyError, OutputError, UnsupportedError, UsageError
-
-#: End of the name of a tree that is put aside for a moment.
-_ASIDE = ".aside"
-
-#: Age at which a temporary file is a dead writer's, in seconds.
-_STALE = 600
+from caldp.errors import UsageError
 
 
 class ConflictError(Exception):
     """A conditional put found another version than the caller expected."""
+
+
+class NoObjectError(Exception):
+    """There is no object of this key."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +54,90 @@ class Blob:
     etag: str
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing.
+
+    Attributes
+    ----------
+    key : str
+        Its key in the store.
+    size : int
+        Bytes.
+    etag : str
+        Tag of this version, or empty where a listing does not tell.
+    """
+
+    key: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a store says of an object that was uploaded: tag and version, empty where it has none."""
+
+    etag: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """An object and a local file, to be copied one way or the other.
+
+    Attributes
+    ----------
+    key : str
+        The object.
+    path : Path
+        The file.  A download writes exactly it: the caller gives a temporary name, checks and renames.
+    version : str
+        Version to download, or empty for the newest.
+    size, etag : int, str
+        Of the object to download, where a listing has told.
+    metadata : mapping
+        Short texts to keep with an upload, where the store can.
+    """
+
+    key: str
+    path: Path
+    version: str = ""
+    size: int = -1
+    etag: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+#: Called with the number of bytes that just went over, from any thread; negative when some must go over again.
+Progress = Callable[[int], None]
+
+#: Given what the store says of each file of a tree, by name: name and content of the file that proves it whole.
+Seal = Callable[[Mapping[str, Stored]], tuple[str, bytes]]
+
+
+def quietly(_: int) -> None:
+    """Tell nobody of the progress."""
+
+
 class Store(Protocol):
-    """What an output place must be able to do."""
+    """A place for inputs, outputs and references.
+
+    A method of a store of the cloud raises S3UploadError or S3DownloadError when the cloud says no, or still nothing
+    after its retries; of a folder, OSError.
+    """
 
     @property
     def uri(self) -> str:
         """What a command line would call it, from any working directory."""
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether ``own`` keeps others out; else only the heartbeat in its status says that a run is alive."""
+
     def url(self, key: str = "") -> str:
         """Return what a person would open to find ``key``."""
+
+    def clock(self) -> datetime:
+        """Return the present by the clock of the store, in UTC: the same for everybody."""
 
     def get(self, key: str) -> Blob | None:
         """Read a small object, or None when it is not there."""
@@ -79,23 +145,36 @@ class Store(Protocol):
     def put(self, key: str, data: bytes, mode: PutMode) -> str:
         """Write a small object in one step and return its tag; ConflictError when ``mode`` does not hold."""
 
-    def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is no error."""
+    def delete(self, *keys: str) -> None:
+        """Remove objects; one that is not there is no error."""
 
     def names(self, prefix: str) -> list[str]:
-        """List the names of the objects directly under ``prefix``."""
+        """List the names of the objects and folders directly under ``prefix``."""
+
+    def walk(self, prefix: str) -> Iterator[Entry]:
+        """List all objects under ``prefix`` (the whole store if it is empty), however many and deep, by key."""
+
+    def upload(self, copies: Iterable[Copy], progress: Progress = quietly) -> dict[str, Stored]:
+        """Copy files to objects, whatever is there, in parallel; return what became of each, by key."""
+
+    def download(self, copies: Iterable[Copy], progress: Progress = quietly) -> None:
+        """Copy objects to files, in parallel; NoObjectError when one is not there."""
+
+    def damaged(self, prefix: str, files: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Name the files of a manifest (``name``, ``size``, ``sha256``, ...) that are not as it says."""
 
     def own(self, name: str, *, take_over: bool = False) -> contextlib.AbstractContextManager[None]:
         """Hold ``name`` for as long as the context lasts; BusyError when a live run holds it."""
 
-    def staging(self, prefix: str, run: str) -> Path:
-        """Return an empty local folder where the tree for ``prefix`` is put together."""
+    def staging(self, prefix: str, run: str, scratch: Path) -> Path:
+        """Return an empty local folder where the tree for ``prefix`` is put together; ``scratch`` is a place for it."""
 
-    def publish(self, staging: Path, prefix: str, ours: Callable[[], set[str]]) -> None:
-        """Make the staged folder the content of ``prefix`` in one step.
+    def publish(self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal) -> None:
+        """Make the staged folder the content of ``prefix``, its seal last.
 
-        ``ours()`` is called when nobody else can publish: it raises if this run must not either, and returns the
-        names of the files that earlier runs published and that may go.  Whatever else is there is kept.
+        ``ours()`` raises if this run must not publish, and returns the names of the files that earlier runs published
+        and that may go; whatever else is there is kept.  A folder is exchanged in one step, when nobody else can
+        publish; in a bucket each object is replaced on its own, and only if it is still the one that ``ours`` allowed.
         """
 
     def add(self, source: Path, key: str) -> None:
@@ -103,9 +182,6 @@ class Store(Protocol):
 
     def prepare(self, prefix: str) -> None:
         """Remove what dead runs left half-staged for ``prefix``, and refuse a place that cannot be published to."""
-
-    def local(self, key: str) -> Path | None:
-        """Return the path of ``key`` when it is a local file, else None."""
 
 
 _URI = re.compile(r"(file|s3|astroquery):(.*)", re.DOTALL)
@@ -154,13 +230,15 @@ def absolute_uri(uri: str) -> str:
     return f"file:{Path(rest).expanduser().absolute()}" if scheme == "file" else uri
 
 
-def open_store(uri: str) -> Store:
-    """Open an output place.
+def open_store(uri: str, aws: Mapping[str, str] | None = None) -> Store:
+    """Open a place for inputs, outputs or references.
 
     Parameters
     ----------
     uri : str
-        ``file:<directory>``.
+        ``file:<directory>`` or ``s3://bucket/prefix``.
+    aws : mapping, optional
+        AWS_* variables that count instead of those of the environment.
 
     Returns
     -------
@@ -169,14 +247,18 @@ def open_store(uri: str) -> Store:
     Raises
     ------
     UsageError
-        If the URI is malformed, or of a kind that this version cannot write.
+        If the URI is malformed, or of no place.
     """
     scheme, rest = parse_uri(uri)
     if scheme == "file":
+        from caldp.local_store import LocalStore
+
         return LocalStore(Path(rest))
     if scheme == "s3":
-        raise UnsupportedError(f"{uri}: this version cannot write to S3", remedy="write to file:<directory>")
-    raise UsageError(f"{uri!r} cannot be an output", remedy="write to file:<directory>")
+        from caldp.s3_store import S3Store
+
+        return S3Store(uri, aws)
+    raise UsageError(f"{uri!r} is no place for files", remedy="write file:<directory> or s3://bucket/prefix")
 
 
 def safe_key(key: str) -> str:
@@ -185,211 +267,3 @@ def safe_key(key: str) -> str:
     if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in key:
         raise ValueError(f"unsafe key {key!r}")
     return key
-
-
-class LocalStore:
-    """A folder of the local (or a shared POSIX) file system.
-
-    Locks are ``flock`` on files that are removed when they are let go; the kernel lets go for a process that dies.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
-
-    @property
-    def uri(self) -> str:
-        return f"file:{self.root}"
-
-    def _path(self, key: str) -> Path:
-        return self.root / safe_key(key)
-
-    def url(self, key: str = "") -> str:
-        return str(self._path(key) if key else self.root)
-
-    def local(self, key: str) -> Path | None:
-        return self._path(key)
-
-    def get(self, key: str) -> Blob | None:
-        try:
-            data = self._path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return Blob(data, hashlib.sha256(data).hexdigest())
-
-    def put(self, key: str, data: bytes, mode: PutMode) -> str:
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if isinstance(mode, Create):
-                try:
-                    os.link(temporary, path)  # fails, unlike rename, when the name is taken
-                except FileExistsError as error:
-                    raise ConflictError(key) from error
-            elif isinstance(mode, Update):
-                with self._locked(f"{key}.put"):
-                    current = self.get(key)
-                    if current is None or current.etag != mode.etag:
-                        raise ConflictError(key)
-                    temporary.replace(path)
-            else:
-                temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return hashlib.sha256(data).hexdigest()
-
-    def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
-
-    def names(self, prefix: str) -> list[str]:
-        folder = self._path(prefix)
-        return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
-
-    @contextmanager
-    def own(self, name: str, *, take_over: bool = False) -> Iterator[None]:
-        if self.root.exists() and not self.root.is_dir():
-            raise OutputError(f"{name}: the output {self.root} is not a directory", remedy="give file:<directory>")
-        with self._locked(f"{name}.owner", wait=False, steal=take_over):
-            yield
-
-    def staging(self, prefix: str, run: str) -> Path:
-        target = self._path(prefix)
-        folder = target.with_name(f".{target.name}.{run}.partial")
-        folder.mkdir(parents=True)
-        return folder
-
-    def publish(self, staging: Path, prefix: str, ours: Callable[[], set[str]]) -> None:
-        target = self._path(prefix)
-        with self._locked(f"{prefix}.publish"):
-            names = ours()
-            _restore(target)
-            if not target.exists():
-                staging.rename(target)
-                return
-            _carry_over(target, staging, names, move=False)
-            _exchange(staging, target)
-            _carry_over(staging, target, names, move=True)  # what came in between, and what cannot be copied
-            shutil.rmtree(staging, ignore_errors=True)
-
-    def add(self, source: Path, key: str) -> None:
-        target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
-        try:
-            shutil.copyfile(source, temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def prepare(self, prefix: str) -> None:
-        target = self._path(prefix)
-        if target.is_symlink() or (target.exists() and not target.is_dir()):
-            raise OutputError(f"{target} is not a plain directory", remedy="move it out of the way")
-        with self._locked(f"{prefix}.publish"):
-            _restore(target)
-            for folder in target.parent.glob(f".{target.name}.*.partial"):
-                shutil.rmtree(folder, ignore_errors=True)
-        old = time.time() - _STALE
-        for leftover in self.root.glob(f"messages/*/.{target.name}*.tmp"):  # of a put that was killed
-            with contextlib.suppress(OSError):
-                if leftover.stat().st_mtime < old:
-                    leftover.unlink()
-
-    @contextmanager
-    def _locked(self, name: str, *, wait: bool = True, steal: bool = False) -> Iterator[None]:
-        path = self.root / "messages" / ".locks" / name.replace("/", "+")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if steal:
-            path.unlink(missing_ok=True)  # the old owner keeps a lock on a file that nobody looks at any more
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                os.close(descriptor)
-                raise BusyError(
-                    f"{name.partition('.')[0]}: another run is processing it into {self.root}; nothing was changed",
-                    remedy="wait for it to end, or give --take-over if it is stuck",
-                ) from error
-            except OSError as error:
-                os.close(descriptor)
-                raise OutputError(
-                    f"{self.root}: its file system has no locks ({error.strerror})",
-                    remedy="choose an output on another file system",
-                ) from error
-            except BaseException:
-                os.close(descriptor)
-                raise
-            if _same_file(descriptor, path):
-                break
-            os.close(descriptor)  # the holder removed the file between our open and our lock: look again
-        try:
-            yield
-        finally:
-            if _same_file(descriptor, path):
-                path.unlink(missing_ok=True)
-            os.close(descriptor)
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _exchange(new: Path, target: Path) -> None:
-    """Swap two folders of one file system; where the system can, in one step."""
-    if sys.platform == "linux":
-        import ctypes  # here: it costs every caldp --help a few milliseconds
-
-        libc = ctypes.CDLL(None, use_errno=True)
-        at_fdcwd, rename_exchange = -100, 2
-        if hasattr(libc, "renameat2"):
-            if not libc.renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(target), rename_exchange):
-                return
-            number = ctypes.get_errno()
-            if number not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise OSError(number, os.strerror(number), str(target))
-    # File systems without an exchange (some network ones, macOS): two renames, with a moment between them.
-    aside = target.with_name(f".{target.name}{_ASIDE}")
-    target.rename(aside)
-    try:
-        new.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    aside.rename(new)
-
-
-def _restore(target: Path) -> None:
-    """Bring back a tree that a run put aside when it was killed between the two renames of an exchange."""
-    aside = target.with_name(f".{target.name}{_ASIDE}")
-    if aside.exists():
-        if target.exists():  # killed after the second: the new tree is there, the old one is staging again
-            aside.rename(target.with_name(f".{target.name}.{os.urandom(8).hex()}.partial"))
-        else:
-            aside.rename(target)
-
-
-def _carry_over(old: Path, new: Path, ours: set[str], *, move: bool) -> None:
-    """Keep what somebody else put into a folder that is being replaced."""
-    for folder, folders, files in os.walk(old):
-        here = Path(folder)
-        for name in folders:
-            key = (here / name).relative_to(old).as_posix()
-            if not (here / name).is_symlink() and not any(n.startswith(f"{key}/") for n in ours):
-                (new / key).mkdir(parents=True, exist_ok=True)
-        for name in [*files, *(n for n in folders if (here / n).is_symlink())]:
-            source, target = here / name, new / here.relative_to(old) / name
-            if source.relative_to(old).as_posix() in ours or target.exists() or target.is_symlink():
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if move:
-                source.rename(target)
-            elif source.is_symlink() or source.is_file():
-                shutil.copy2(source, target, follow_symlinks=False)

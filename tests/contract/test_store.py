@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from caldp.errors import BusyError
-from caldp.store import ConflictError, Create, Overwrite, Store, Update, open_store
+from caldp.store import ConflictError, Create, Overwrite, Seal, Store, Update, open_store
 
 KEY = "messages/status/ldfd01010.json"
 PREFIX = "data/cos/ldfd01010"
@@ -61,7 +61,7 @@ print("freed", flush=True)
 
 READ = """
 # A reader that holds the folder open sees one tree; when it was swapped out meanwhile, it looks again.
-target = store.local("data/cos/ldfd01010")
+target = Path(store.url("data/cos/ldfd01010"))
 seen = set()
 while True:
     folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
@@ -87,13 +87,25 @@ print(len(seen))
 """
 
 
-def write_tree(folder: Path, content: str, names: str = "abcd") -> None:
+def write_tree(folder: Path, content: str, names: str = "abc") -> None:
     for name in names:
         (folder / name).write_text(content)
 
 
+def seal(content: str, name: str = "d") -> Seal:
+    """Make the last file of a tree."""
+    return lambda _: (name, content.encode())
+
+
 def tree(store: Store, prefix: str = PREFIX) -> dict[str, str]:
     return {name: (store.get(f"{prefix}/{name}") or pytest.fail(name)).data.decode() for name in store.names(prefix)}
+
+
+def stage(store: Store, scratch: Path, run: str, prefix: str = PREFIX) -> Path:
+    """Stage as a run does: each has a scratch folder of its own."""
+    own = scratch / f"scratch-{run}"
+    own.mkdir(exist_ok=True)
+    return store.staging(prefix, run, own)
 
 
 class StoreContract:
@@ -129,11 +141,11 @@ class StoreContract:
             process.communicate()
 
     @pytest.fixture
-    def publish(self, store: Store) -> Callable[[str, str], None]:
+    def publish(self, store: Store, tmp_path: Path) -> Callable[[str, str], None]:
         def publish(run: str, content: str) -> None:
-            staging = store.staging(PREFIX, run)
+            staging = stage(store, tmp_path, run)
             write_tree(staging, content)
-            store.publish(staging, PREFIX, lambda: {*"abcd"})
+            store.publish(staging, PREFIX, lambda: {*"abcd"}, seal(content))
 
         return publish
 
@@ -205,7 +217,7 @@ class StoreContract:
             lambda: store.put(key, b"", Overwrite()),
             lambda: store.delete(key),
             lambda: store.add(source, key),
-            lambda: store.staging(key, "run"),
+            lambda: store.staging(key, "run", tmp_path),
         ]
         for do in doings:
             with pytest.raises(ValueError, match="unsafe key"):
@@ -309,17 +321,19 @@ class StoreContract:
         publish("run1", "one")
         assert tree(store) == dict.fromkeys("abcd", "one")
 
-    def test_what_is_staged_is_not_shown(self, store: Store) -> None:
-        staging = store.staging(PREFIX, "run1")
+    def test_what_is_staged_is_not_shown(self, store: Store, tmp_path: Path) -> None:
+        staging = stage(store, tmp_path, "run1")
         write_tree(staging, "one")
         assert store.names("data/cos") == []
         assert list(store.names(PREFIX)) == []
 
-    def test_publish_replaces_everything(self, store: Store, publish: Callable[[str, str], None]) -> None:
+    def test_publish_replaces_everything(
+        self, store: Store, publish: Callable[[str, str], None], tmp_path: Path
+    ) -> None:
         publish("run1", "one")
-        staging = store.staging(PREFIX, "run2")
-        write_tree(staging, "two", "xy")
-        store.publish(staging, PREFIX, lambda: {*"abcd"})
+        staging = stage(store, tmp_path, "run2")
+        write_tree(staging, "two", "x")
+        store.publish(staging, PREFIX, lambda: {*"abcd"}, seal("two", "y"))
         assert tree(store) == {"x": "two", "y": "two"}
         assert store.names("data/cos") == ["ldfd01010"]
         assert not staging.exists()
@@ -327,9 +341,9 @@ class StoreContract:
     def test_publish_into_a_folder_that_holds_only_logs(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "log").write_text("failed")
         store.add(tmp_path / "log", f"{PREFIX}/logs/process.txt")
-        staging = store.staging(PREFIX, "run2")
+        staging = stage(store, tmp_path, "run2")
         write_tree(staging, "two")
-        store.publish(staging, PREFIX, lambda: {"logs/process.txt"})
+        store.publish(staging, PREFIX, lambda: {"logs/process.txt"}, seal("two"))
         assert tree(store) == dict.fromkeys("abcd", "two")
 
     def test_publish_keeps_what_others_put_there(
@@ -344,17 +358,17 @@ class StoreContract:
         assert (store.get(f"{PREFIX}/deep/note") or pytest.fail()).data == b"mine"
 
     def test_publish_that_is_not_allowed_changes_nothing(
-        self, store: Store, publish: Callable[[str, str], None]
+        self, store: Store, publish: Callable[[str, str], None], tmp_path: Path
     ) -> None:
         publish("run1", "one")
-        staging = store.staging(PREFIX, "run2")
+        staging = stage(store, tmp_path, "run2")
         write_tree(staging, "two")
 
         def refuse() -> set[str]:
             raise BusyError("taken over")
 
         with pytest.raises(BusyError):
-            store.publish(staging, PREFIX, refuse)
+            store.publish(staging, PREFIX, refuse, seal("two"))
         assert tree(store) == dict.fromkeys("abcd", "one")
 
     def test_a_reader_sees_the_old_tree_or_the_new_one(
@@ -371,11 +385,11 @@ class StoreContract:
         assert (reader.returncode, errors) == (0, "")
         assert int(out.splitlines()[-1]) >= 2
 
-    def test_two_runs_stage_apart(self, store: Store) -> None:
-        one, two = store.staging(PREFIX, "run1"), store.staging(PREFIX, "run2")
+    def test_two_runs_stage_apart(self, store: Store, tmp_path: Path) -> None:
+        one, two = (stage(store, tmp_path, run) for run in ("run1", "run2"))
         assert one != two
         with pytest.raises(FileExistsError):
-            store.staging(PREFIX, "run1")
+            stage(store, tmp_path, "run1")
 
     def test_add_leaves_other_objects_alone(
         self, store: Store, publish: Callable[[str, str], None], tmp_path: Path
@@ -387,9 +401,11 @@ class StoreContract:
         assert tree(store) == {"a": "new", "b": "one", "c": "one", "d": "one", "e": "new"}
         assert (tmp_path / "log").read_text() == "new"
 
-    def test_prepare_removes_what_dead_runs_staged(self, store: Store, publish: Callable[[str, str], None]) -> None:
+    def test_prepare_removes_what_dead_runs_staged(
+        self, store: Store, publish: Callable[[str, str], None], tmp_path: Path
+    ) -> None:
         publish("run0", "one")
-        dead, other = store.staging(PREFIX, "run1"), store.staging(f"{PREFIX[:-1]}1", "run1")
+        dead, other = (stage(store, tmp_path, "run1", prefix) for prefix in (PREFIX, f"{PREFIX[:-1]}1"))
         write_tree(dead, "half")
         store.prepare(PREFIX)
         assert not dead.exists()
@@ -409,7 +425,6 @@ class TestLocalStore(StoreContract):
         root = tmp_path / "out:with colon"
         assert store.url() == str(root)
         assert store.url(PREFIX) == str(root / PREFIX)
-        assert store.local(PREFIX) == root / PREFIX
 
     def test_locks_are_removed(self, store: Store) -> None:
         tag = store.put(KEY, b"one", Create())

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from astropy.io import fits
 
+from caldp.local_store import LocalStore
 from caldp.publish import verified
-from caldp.store import LocalStore
 from tests.desk import Desk, assert_ended, assert_tidy, child_named, linked_cache
 
 ACQ = "ldfd01vlq"

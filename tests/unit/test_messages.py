@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from caldp import messages
 from caldp.errors import BusyError, CaldpError, InputError
+from caldp.local_store import LocalStore
 from caldp.messages import HISTORY, STATES, Status, advance, begin, check_owner, project, read
-from caldp.store import Blob, Create, LocalStore, Overwrite
+from caldp.store import Blob, Create, Overwrite
 
 NAME = "ldfd01010"
 PROJECTED = {state: folder for state, (_, folder) in STATES.items() if folder}

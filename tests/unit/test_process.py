@@ -16,10 +16,11 @@ from astropy.io import fits
 
 from caldp import messages, process
 from caldp.errors import BusyError, CaldpError, Stop
+from caldp.local_store import LocalStore
 from caldp.process import Interrupts, Request
 from caldp.reporter import Outcome
 from caldp.simulate import Simulation
-from caldp.store import LocalStore, open_store
+from caldp.store import open_store
 from tests.fakes.reporter import FakeReporter
 
 NAME = "lsim01sxq"

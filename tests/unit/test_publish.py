@@ -16,10 +16,11 @@ from caldp.calibrate import Products
 from caldp.create_preview import Preview
 from caldp.errors import BusyError
 from caldp.inputs import Inputs, fetch
+from caldp.local_store import LocalStore
 from caldp.publish import Manifest, publish_logs, read_manifest, verified
 from caldp.references import Reference, References
 from caldp.run import Run
-from caldp.store import LocalStore, Overwrite
+from caldp.store import Overwrite
 from tests.conftest import RunFactory
 from tests.fakes.cos import write_raw
 

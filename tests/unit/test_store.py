@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldp import store
+from caldp import local_store
 from caldp.errors import OutputError, UnsupportedError, UsageError
+from caldp.local_store import LocalStore
 from caldp.store import open_store, parse_uri, safe_key
 
 
@@ -97,7 +98,7 @@ def test_a_safe_key_stays_below(key: str) -> None:
 
 def test_two_renames_where_there_is_no_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "other")
-    out = store.LocalStore(tmp_path)
+    out = LocalStore(tmp_path)
     for content in ("one", "two"):
         staging = out.staging("data/x", content)
         (staging / "file").write_text(content)
@@ -110,7 +111,7 @@ def test_a_failed_second_rename_is_taken_back(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(sys, "platform", "other")
     (tmp_path / "x").mkdir()
     with pytest.raises(FileNotFoundError):
-        store._exchange(tmp_path / "nothing", tmp_path / "x")
+        local_store._exchange(tmp_path / "nothing", tmp_path / "x")
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
@@ -118,13 +119,13 @@ def test_a_failed_second_rename_is_taken_back(tmp_path: Path, monkeypatch: pytes
 def test_an_exchange_that_fails_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(FileNotFoundError):
-        store._exchange(tmp_path / "nothing", tmp_path / "x")
+        local_store._exchange(tmp_path / "nothing", tmp_path / "x")
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_tree_that_a_dead_run_had_put_aside_is_brought_back(tmp_path: Path) -> None:
     # Killed between the two renames of a file system without an exchange.
-    out = store.LocalStore(tmp_path)
+    out = LocalStore(tmp_path)
     aside = tmp_path / "data" / ".x.aside"
     aside.mkdir(parents=True)
     (aside / "note").write_text("mine")
@@ -135,7 +136,7 @@ def test_a_tree_that_a_dead_run_had_put_aside_is_brought_back(tmp_path: Path) ->
 
 
 def test_what_others_put_there_survives_whatever_it_is(tmp_path: Path) -> None:
-    out = store.LocalStore(tmp_path)
+    out = LocalStore(tmp_path)
     there = tmp_path / "data" / "x"
     (there / "notes" / "empty").mkdir(parents=True)
     (there / "notes" / "deep.txt").write_text("deep")
@@ -161,11 +162,11 @@ def test_a_place_that_is_no_plain_directory_is_refused(tmp_path: Path, make: str
     else:
         (tmp_path / "data" / "x").write_text("in the way")
     with pytest.raises(OutputError, match="plain directory"):
-        store.LocalStore(tmp_path).prepare("data/x")
+        LocalStore(tmp_path).prepare("data/x")
 
 
 def test_temporary_files_of_dead_writers_go(tmp_path: Path) -> None:
-    out = store.LocalStore(tmp_path)
+    out = LocalStore(tmp_path)
     folder = tmp_path / "messages" / "status"
     folder.mkdir(parents=True)
     for name, age in ((".x.json.1.tmp", 3600), (".x.json.2.tmp", 0), (".other.json.3.tmp", 3600)):

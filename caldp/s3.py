@@ -1,0 +1,177 @@
+"""The S3 client: which settings count, how long it tries, and what its errors mean.
+
+boto3's AWS_* variables mean what they always mean, AWS_ENDPOINT_URL included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from caldp.errors import CaldpError
+
+T = TypeVar("T")
+
+#: Attempts of one request, with pauses of up to 20 s between them, unless AWS_MAX_ATTEMPTS says otherwise.
+TRIES = 8
+
+#: Requests in flight.
+CONNECTIONS = 10
+
+#: Actions of IAM whose names are not those of the operations.
+_ACTIONS = {
+    "HeadObject": "s3:GetObject",
+    "ListObjectsV2": "s3:ListBucket",
+    "DeleteObjects": "s3:DeleteObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+}
+
+#: What S3 answers when it is too busy, or was interrupted.
+_PASSING = (
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "InternalError",
+    "ServiceUnavailable",
+    "BadDigest",
+    "IncompleteBody",
+)
+
+#: Mistakes in the settings, found by botocore before it asks anybody.
+_OUR_SIDE = {
+    "NoCredentialsError": "there are no AWS credentials",
+    "PartialCredentialsError": "the AWS credentials are incomplete",
+    "CredentialRetrievalError": "AWS credentials could not be had",
+    "TokenRetrievalError": "the AWS sign-in has expired",
+    "SSOTokenLoadError": "nobody is signed in to AWS",
+    "UnauthorizedSSOTokenError": "the AWS sign-in has expired",
+    "ProfileNotFound": "there is no such AWS profile",
+    "ParamValidationError": "is not a possible name",
+    "InvalidRegionError": "there is no such AWS region",
+}
+
+_REMEDIES = {
+    "NoSuchBucket": ("there is no such bucket", "check its name, or create it"),
+    "AccessDenied": ("access denied", ""),
+    "403": ("access denied", ""),
+    "AllAccessDisabled": ("access denied", ""),
+    "InvalidAccessKeyId": ("S3 does not know this access key", "export the right AWS_ACCESS_KEY_ID"),
+    "SignatureDoesNotMatch": ("S3 does not accept the secret key", "export the right AWS_SECRET_ACCESS_KEY"),
+    "ExpiredToken": ("the AWS credentials have expired", "sign in again"),
+    "InvalidToken": ("S3 does not accept the session token", "sign in again"),
+    "RequestTimeTooSkewed": ("the clock of this machine is wrong", "set it right"),
+    "PermanentRedirect": ("the bucket is in another region", "export AWS_REGION=<that region>"),
+    "AuthorizationHeaderMalformed": ("the bucket is in another region", "export AWS_REGION=<that region>"),
+}
+
+
+def client(aws: Mapping[str, str]) -> Any:  # noqa: ANN401 - botocore makes its classes at run time
+    import botocore.session
+    from botocore.config import Config
+
+    session = botocore.session.get_session()
+    if profile := aws.get("AWS_PROFILE"):
+        session.set_config_variable("profile", profile)
+    if "AWS_ACCESS_KEY_ID" in aws and "AWS_SECRET_ACCESS_KEY" in aws:
+        token = aws.get("AWS_SESSION_TOKEN") or None
+        session.set_credentials(aws["AWS_ACCESS_KEY_ID"], aws["AWS_SECRET_ACCESS_KEY"], token)
+    tries = session.get_config_variable("max_attempts") or TRIES
+    # Not the standard mode: its quota gives up on all requests when a burst of them has met a busy server.
+    options = Config(
+        retries={"mode": "legacy", "total_max_attempts": tries},
+        max_pool_connections=2 * CONNECTIONS,
+        connect_timeout=10,
+        read_timeout=60,
+    )
+    region = aws.get("AWS_REGION") or aws.get("AWS_DEFAULT_REGION") or session.get_config_variable("region")
+    endpoint = aws.get("AWS_ENDPOINT_URL_S3") or aws.get("AWS_ENDPOINT_URL") or None
+    return session.create_client("s3", region_name=region or "us-east-1", endpoint_url=endpoint, config=options)
+
+
+def persist(read: Callable[[], T]) -> T:
+    """Read again when an answer broke off or came damaged: botocore repeats requests, but not their bodies."""
+    import tenacity
+    import urllib3
+    from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError, ReadTimeoutError
+
+    broken = (
+        FlexibleChecksumError,
+        HTTPClientError,
+        IncompleteReadError,
+        ReadTimeoutError,
+        urllib3.exceptions.HTTPError,
+    )
+    return tenacity.retry(
+        retry=tenacity.retry_if_exception_type(broken),
+        stop=tenacity.stop_after_attempt(TRIES),
+        wait=tenacity.wait_random_exponential(max=20),
+        reraise=True,
+    )(read)()
+
+
+def explained(where: str, act: Callable[[], T], passing: type[CaldpError], refused: type[CaldpError]) -> T:
+    """Call ``act``, and turn what boto3 raises into an error that a reader understands.
+
+    Parameters
+    ----------
+    where : str
+        The object, for the message.
+    act : callable
+        A request.
+    passing, refused : type
+        Errors to raise when it may work later, and when it will not.
+
+    Returns
+    -------
+    Whatever ``act`` returns.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+    from s3transfer.exceptions import CancelledError, RetriesExceededError
+
+    try:
+        return act()
+    except ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code(error) in _PASSING or status >= 500:
+            raise passing(f"{where}: {_said(error)}, again and again", remedy="run it again later") from error
+        _refuse(refused, where, error)
+    except (RetriesExceededError, CancelledError) as error:
+        cause = getattr(error, "last_exception", None) or error
+        raise passing(f"{where}: the transfer broke off ({_short(cause)})", remedy="run it again later") from error
+    except BotoCoreError as error:
+        if type(error).__name__ in _OUR_SIDE:
+            _refuse(refused, where, error)
+        remedy = "check the network and AWS_ENDPOINT_URL, or run it again later"
+        raise passing(f"{where}: {_short(error)}", remedy=remedy) from error
+
+
+def _refuse(kind: type[CaldpError], where: str, error: Exception) -> NoReturn:
+    """Raise the error that explains why S3, or botocore before it, does not even try."""
+    from botocore.exceptions import ClientError
+
+    if isinstance(error, ClientError):
+        operation = error.operation_name
+        action = _ACTIONS.get(operation, f"s3:{operation}")
+        what, remedy = _REMEDIES.get(code(error), (_said(error), f"check that you may ({action})"))
+        raise kind(f"{where}: {what}", remedy=remedy or f"you need {action} there") from error
+    what = _OUR_SIDE.get(type(error).__name__, "")
+    raise kind(
+        f"{where}: {what} ({_short(error)})" if what else f"{where}: {_short(error)}",
+        remedy="export AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where there is a role",
+    ) from error
+
+
+def code(error: Any) -> str:  # noqa: ANN401 - a ClientError, which has no types
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _said(error: Any) -> str:  # noqa: ANN401 - a ClientError, which has no types
+    return f"S3 says {code(error)}: {error.response.get('Error', {}).get('Message', '')}"[:300].rstrip(" .:")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(" .") or type(error).__name__
