@@ -73,8 +73,16 @@ class Config:
         Versions of the AWS systems (``AWSDPVER``, ``AWSYSVER``), for the headers.
     preview_jobs : int
         Preview programs run at a time.
+    attempt : int
+        Attempt that the submitter has counted (``CALDP_ATTEMPT``), or 0.
+    job, job_attempt : str, int
+        What AWS Batch calls the job, and how often it has started it.
+    owner_timeout : float
+        Seconds without a heartbeat after which a run that writes to S3 counts as dead (``CALDP_OWNER_TIMEOUT``).
     environment : mapping
         Environment of the programs we start; secrets left out.
+    aws : mapping
+        The AWS_* variables, for S3.
     mast_token : str
         Token for data that MAST does not show to everybody (``MAST_API_TOKEN``), or empty.
     secrets : tuple of str
@@ -95,7 +103,12 @@ class Config:
     aws_dp_version: str
     aws_system_version: str
     preview_jobs: int
+    attempt: int
+    job: str
+    job_attempt: int
+    owner_timeout: float
     environment: Mapping[str, str] = field(repr=False, compare=False)
+    aws: Mapping[str, str] = field(repr=False, compare=False)
     mast_token: str = field(repr=False, compare=False)
     secrets: tuple[str, ...] = field(repr=False, compare=False)
 
@@ -236,7 +249,12 @@ def load(
         aws_dp_version=env.get("AWSDPVER", "UNDEFINED"),
         aws_system_version=env.get("AWSYSVER", "UNDEFINED"),
         preview_jobs=_count(env, "CALDP_PREVIEW_JOBS", 2),
+        attempt=_count(env, "CALDP_ATTEMPT", 0),
+        job=env.get("AWS_BATCH_JOB_ID", ""),
+        job_attempt=_count(env, "AWS_BATCH_JOB_ATTEMPT", 1),
+        owner_timeout=float(_count(env, "CALDP_OWNER_TIMEOUT", 300)),
         environment={**clean, **crds, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"},
+        aws={name: value for name, value in env.items() if name.startswith("AWS_")},
         mast_token=_token(env),
         secrets=_secrets(env),
     )
@@ -323,5 +341,6 @@ def _count(env: Mapping[str, str], name: str, default: int) -> int:
     if not text:
         return default
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise UsageError(f"{name}={text!r} is not a positive number", remedy=f"export {name}={default}")
+        remedy = f"export {name}={default}" if default else f"unset {name}"
+        raise UsageError(f"{name}={text!r} is not a positive number", remedy=remedy)
     return int(text)

@@ -21,6 +21,7 @@ The tree (exit code)::
     +-- CaldpMemoryError (32)        CALDP itself ran out of memory               retry with more memory
     +-- ContainerMemoryError (33)    the container was killed for memory          retry with more memory
     +-- SystemMemoryError (34)       the system cannot allocate memory            retry with more memory
+    +-- DuplicateError (0)           another job has this attempt, or had it: nothing is to do
     +-- BusyError (35)               another run owns this dataset                retry later
     +-- ExistsError (36)             already processed, and --existing error
     +-- SvmError (40), MvmError (41) single- and multi-visit mosaics
@@ -183,6 +184,12 @@ class SystemMemoryError(CaldpError):
     retriable = True
 
 
+class DuplicateError(CaldpError):
+    """Another job has the attempt that this one was submitted for, or had it: nothing is to do, nothing was changed."""
+
+    exit_code = 0
+
+
 class BusyError(CaldpError):
     """Another live run owns the dataset; nothing was changed."""
 
@@ -234,7 +241,10 @@ class Interrupted(CaldpError):  # noqa: N818 - the field's word; it is a signal,
 
 
 EXIT_CODES: dict[int, tuple[str, str]] = {
-    0: ("SUCCESS", "processed (or already processed, with --existing skip); the manifest is verified"),
+    0: (
+        "SUCCESS",
+        "processed (or already processed, with --existing skip, or a duplicate job); the manifest is verified",
+    ),
     1: ("GENERIC_ERROR", "unforeseen: please report it with the log"),
     2: ("CMDLINE_ERROR", "bad dataset id, URI, option or config name"),
     21: ("INPUT_TAR_FILE_ERROR", "inputs missing, empty or unusable"),

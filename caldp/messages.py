@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from caldp.errors import BusyError, CaldpError, OutputError
+from caldp.errors import BusyError, CaldpError, DuplicateError, OutputError
 from caldp.store import ConflictError, Create, Store, Update
 
 #: State -> (rank within an attempt, folder under ``messages/``).
@@ -55,6 +55,14 @@ class Status:
         Host and process.
     at : str
         When, ISO 8601 in UTC.
+    retry : int
+        1, or more when the same attempt was started again, as AWS Batch does when it loses a host.
+    job : str
+        AWS Batch's name of the job.
+    beat : str
+        When the run last said that it is alive, by the clock of the store; empty where a lock says so.
+    message : str
+        What the message in ``messages/`` says; empty but for datasets that were handed on.
     history : tuple of dict
         Earlier states, oldest first.
     """
@@ -67,6 +75,10 @@ class Status:
     exit_code: int | None = None
     by: str = ""
     at: str = ""
+    retry: int = 1
+    job: str = ""
+    beat: str = ""
+    message: str = ""
     history: tuple[dict[str, Any], ...] = field(default=())
 
     @property
@@ -75,9 +87,9 @@ class Status:
         return STATES[self.state][0]
 
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> tuple[int, int, int]:
         """What decides which of two statuses is the later one."""
-        return self.attempt, self.rank
+        return self.attempt, self.retry, self.rank
 
     @property
     def done(self) -> bool:
@@ -86,7 +98,7 @@ class Status:
 
     def failed(self, error: CaldpError) -> Status:
         """Return the error state that follows this one."""
-        return replace(self, state="error", reason=str(error), exit_code=error.code, at="", by="")
+        return replace(self, state="error", reason=str(error), exit_code=error.code, at="", by="", beat="")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -97,17 +109,46 @@ class Status:
         """Read the JSON form; unknown fields are ignored."""
         known = {k: record[k] for k in cls.__dataclass_fields__ if k in record}
         status = cls(**{**known, "history": tuple(record.get("history", ()))})
-        if status.state not in STATES or type(status.attempt) is not int:
-            raise ValueError(f"state {status.state!r}, attempt {status.attempt!r}")
+        if status.state not in STATES or type(status.attempt) is not int or type(status.retry) is not int:
+            raise ValueError(f"state {status.state!r}, attempt {status.attempt!r}, retry {status.retry!r}")
         return status
 
     def __str__(self) -> str:
         return f"{self.dataset}: {self.state}, attempt {self.attempt}" + (f" ({self.reason})" if self.reason else "")
 
 
+@dataclass(frozen=True)
+class Claim:
+    """On what grounds a run begins.
+
+    Attributes
+    ----------
+    attempt : int
+        The attempt that whoever submitted the run has counted; 0 when the run counts for itself.
+    retry : int
+        How often AWS Batch has started this job, 1 at first.
+    job : str
+        AWS Batch's name of the job.
+    patience : float
+        Seconds without a heartbeat after which another run is taken for dead, where no lock tells.
+    take_over : bool
+        Take another run for dead at once.
+    """
+
+    attempt: int = 0
+    retry: int = 1
+    job: str = ""
+    patience: float = 300.0
+    take_over: bool = False
+
+
 def now() -> str:
     """Return the present in UTC, ISO 8601 with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _iso(datetime.now(UTC))
+
+
+def _iso(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def status_key(dataset: str) -> str:
@@ -120,33 +161,108 @@ def read(store: Store, dataset: str) -> Status | None:
     return _read(store, dataset)[0]
 
 
-def begin(store: Store, dataset: str, run: str, published: int = 0) -> Status:
-    """Start the next attempt; the caller owns the dataset, so an attempt still "processing" is a dead run's.
+def begin(store: Store, dataset: str, run: str, published: int = 0, claim: Claim | None = None) -> Status:
+    """Start the next attempt, or the one that the submitter has counted.
 
     Parameters
     ----------
     store : Store
-        The output.
+        The output.  Where its lock is exclusive the caller holds it, so an attempt still "processing" is a dead run's.
     dataset : str
         Its name.
     run : str
         Identifies the run that begins.
     published : int
         Attempt of the manifest that is there: the messages may have been lost while the data were not.
+    claim : Claim, optional
+        On what grounds.
 
     Returns
     -------
     Status
         The processing status, already written and projected.
+
+    Raises
+    ------
+    BusyError
+        If another run is alive.
+    DuplicateError
+        If the attempt that the submitter has counted is another job's, or over.
     """
+    claim = claim or Claim()
     last = read(store, dataset)
+    beat = "" if store.exclusive else _iso(store.clock())
+    if claim.attempt:
+        retry = _retry(store, last, claim)
+        status = Status(dataset, claim.attempt, "processing", run=run, retry=retry, job=claim.job, beat=beat)
+        if retry == 0 or not (written := advance(store, status))[1]:
+            there = read(store, dataset)
+            raise DuplicateError(f"{dataset}: duplicate of another job; the dataset stands at: {there}")
+        return written[0]
+    if last is not None and last.state == "processing" and not claim.take_over and _is_alive(store, last, claim):
+        raise BusyError(
+            f"{dataset}: another run ({last.by}) is processing it into {store.url()}; nothing was changed",
+            remedy=f"wait for it to end; it counts as dead {claim.patience:.0f} s after its last sign of life, or at "
+            "once with --take-over",
+        )
     waiting = last is not None and last.rank < STATES["processing"][0]
     attempt = 1 if last is None else last.attempt if waiting else last.attempt + 1
     attempt = max(attempt, published + 1)
-    status, written = advance(store, Status(dataset, attempt, "processing", run=run))
-    if not written:
+    status, begun = advance(store, Status(dataset, attempt, "processing", run=run, job=claim.job, beat=beat))
+    if not begun:
         raise BusyError(f"{dataset}: attempt {attempt} was begun by another run", remedy="wait for it to end")
     return status
+
+
+def _retry(store: Store, last: Status | None, claim: Claim) -> int:
+    """Return the number of this start of a counted attempt, or 0 if it is not this job's to start."""
+    if last is None or last.attempt < claim.attempt:
+        return claim.retry
+    if last.attempt > claim.attempt or last.done or last.state == "cancelled":
+        return 0
+    if last.rank < STATES["processing"][0]:
+        return max(claim.retry, last.retry)
+    if claim.job and last.job == claim.job and claim.retry > last.retry:
+        return claim.retry  # AWS Batch starts a job again only when it has ended
+    if last.state == "processing" and (claim.take_over or not _is_alive(store, last, claim)):
+        return max(claim.retry, last.retry + 1)
+    return 0
+
+
+def _is_alive(store: Store, status: Status, claim: Claim) -> bool:
+    """Whether a run that is processing has been heard of lately."""
+    if store.exclusive:
+        return False  # we could not own the dataset otherwise
+    try:
+        heard = datetime.fromisoformat(status.beat or status.at)
+        return (store.clock() - heard).total_seconds() < claim.patience
+    except (ValueError, TypeError):  # no time, or one without a zone
+        return False
+
+
+def beat(store: Store, mine: Status) -> bool:
+    """Write into the status that the run is alive.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+    mine : Status
+        As ``begin`` returned it.
+
+    Returns
+    -------
+    bool
+        False if the dataset is no longer this run's.
+    """
+    while True:
+        current, etag = _read(store, mine.dataset)
+        if current is None or not _is_mine(current, mine) or current.state != "processing":
+            return False
+        with contextlib.suppress(ConflictError):
+            alive = replace(current, beat=_iso(store.clock()))
+            store.put(status_key(mine.dataset), _body(alive), Update(etag))
+            return True
 
 
 def advance(store: Store, status: Status) -> tuple[Status, bool]:
@@ -167,8 +283,12 @@ def advance(store: Store, status: Status) -> tuple[Status, bool]:
         False when the stored status was already as high or higher: nothing was changed.
     """
     status = replace(status, at=status.at or now(), by=status.by or f"{os.uname().nodename}:{os.getpid()}")
+    tried = False
     while True:
         current, etag = _read(store, status.dataset)
+        if tried and current is not None and current.order == status.order and _is_mine(current, status):
+            project(store, current)
+            return current, True  # what was refused was a repetition: its first try had arrived
         if current is not None and status.order <= current.order:
             if status.order == current.order and not _handed_on(store, status):
                 project(store, current)  # its writer may have died before it could
@@ -178,9 +298,9 @@ def advance(store: Store, status: Status) -> tuple[Status, bool]:
             entry["messages"] = bodies  # a new attempt takes them away; what they say must not be lost
         history = (*(current.history if current else ()), entry)[-HISTORY:]
         written = replace(status, history=history)
-        body = json.dumps(written.to_json(), indent=1).encode() + b"\n"
+        tried = True
         try:
-            store.put(status_key(status.dataset), body, Update(etag) if etag else Create())
+            store.put(status_key(status.dataset), _body(written), Update(etag) if etag else Create())
         except ConflictError:
             continue
         project(store, written)
@@ -197,11 +317,11 @@ def project(store: Store, status: Status) -> None:
         if folder and store.get(f"messages/{folder}/{status.dataset}") is None:
             # The archive acknowledges the list of files that the downloader left: a message that moves keeps its body.
             moved = store.get(f"messages/dataset-synced/{status.dataset}") if status.state == "archived" else None
+            message = moved.data if moved else status.message.encode()
             with contextlib.suppress(ConflictError):  # another writer of the same state made it: that is what we want
-                store.put(f"messages/{folder}/{status.dataset}", moved.data if moved else b"", Create())
-        for _, other in STATES.values():
-            if other and other != folder:
-                store.delete(f"messages/{other}/{status.dataset}")
+                store.put(f"messages/{folder}/{status.dataset}", message, Create())
+        others = [other for _, other in STATES.values() if other and other != folder]
+        store.delete(*(f"messages/{other}/{status.dataset}" for other in others))
         later = read(store, status.dataset)
         if later is None or later.order <= status.order:
             return
@@ -222,15 +342,28 @@ def _handed_on(store: Store, status: Status) -> dict[str, str]:
 def owns(store: Store, mine: Status) -> bool:
     """Say whether ``mine`` is still the run that the status names."""
     current = read(store, mine.dataset)
-    return current is not None and (current.attempt, current.run) == (mine.attempt, mine.run)
+    return current is not None and _is_mine(current, mine)
+
+
+def _is_mine(current: Status, mine: Status) -> bool:
+    return (current.attempt, current.run) == (mine.attempt, mine.run)
+
+
+def _body(status: Status) -> bytes:
+    return json.dumps(status.to_json(), indent=1).encode() + b"\n"
 
 
 def check_owner(store: Store, mine: Status) -> None:
     """Raise BusyError if another run took the dataset over since ``mine`` was written."""
     if not owns(store, mine):
-        raise BusyError(
-            f"{mine.dataset}: taken over by another run; this one publishes nothing", remedy="look at that run"
-        )
+        raise taken_over(mine)
+
+
+def taken_over(mine: Status) -> BusyError:
+    """Return the error of a run that has lost its dataset."""
+    return BusyError(
+        f"{mine.dataset}: taken over by another run; this one publishes nothing", remedy="look at that run"
+    )
 
 
 def _read(store: Store, dataset: str) -> tuple[Status | None, str]:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from caldp import config, instruments, messages
 from caldp.config import DEFAULT_CONFIG, Config
 from caldp.dataset import Dataset
-from caldp.errors import CaldpError, ExistsError, ReferencesError, Stop, UnsupportedError, describe
+from caldp.errors import CaldpError, DuplicateError, ExistsError, ReferencesError, Stop, UnsupportedError, describe
 from caldp.instruments import Instrument
-from caldp.messages import Status
+from caldp.messages import Claim, Status
 from caldp.reporter import Outcome, Reporter
 from caldp.store import Store, open_store, parse_uri
 
@@ -126,6 +126,14 @@ class Job:
     settings: Config
     store: Store
 
+    @property
+    def claim(self) -> Claim:
+        """On what grounds it begins."""
+        settings = self.settings
+        return Claim(
+            settings.attempt, settings.job_attempt, settings.job, settings.owner_timeout, self.request.take_over
+        )
+
     @classmethod
     def prepare(cls, request: Request) -> Job:
         """Check a request; UsageError when it makes no sense."""
@@ -142,7 +150,7 @@ class Job:
                 f"{dataset}: this version cannot fetch inputs from {request.input!r}",
                 remedy="give file:<directory> or astroquery:",
             )
-        return cls(request, dataset, recipe, settings, open_store(request.output))
+        return cls(request, dataset, recipe, settings, open_store(request.output, settings.aws))
 
 
 def process(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOUCHED) -> Outcome:
@@ -258,17 +266,19 @@ def survey(request: Request, reporter: Reporter, interrupts: Interrupts = _UNTOU
 def already_processed(job: Job, outcome: Outcome) -> bool:
     """Say whether the dataset is processed and is to be left alone.
 
-    A run that was killed between publishing and saying so gets its state put right.
+    A run that was killed between publishing and saying so gets its state put right.  An attempt that the submitter has
+    counted is not made again once it has published, whatever else was asked for.
     """
-    if job.request.existing == "overwrite":
+    counted = job.settings.attempt
+    if job.request.existing == "overwrite" and not counted:
         return False
     from caldp import publish
 
     last = messages.read(job.store, job.dataset.name)
     manifest = publish.verified(job.store, job.dataset.prefix)
-    if manifest is None:
+    if manifest is None or manifest.attempt < counted:
         return False
-    if job.request.existing == "error":
+    if job.request.existing == "error" and not counted:
         raise ExistsError(
             f"{job.dataset}: already processed by attempt {manifest.attempt}",
             remedy="use --existing overwrite to calibrate it again, or --existing skip",
@@ -292,6 +302,8 @@ def concluded(request: Request, reporter: Reporter, interrupts: Interrupts) -> I
         yield outcome
     except BaseException as error:
         failure = describe(error, request.dataset)
+        if isinstance(failure, DuplicateError):
+            outcome.state = "duplicate"
         outcome.exit_code, outcome.reason, outcome.remedy = failure.code, failure.message, failure.remedy
     finally:
         interrupts.shield()
@@ -302,22 +314,25 @@ def concluded(request: Request, reporter: Reporter, interrupts: Interrupts) -> I
 @contextmanager
 def begun(job: Job, reporter: Reporter, interrupts: Interrupts, outcome: Outcome) -> Iterator[Run]:
     """Begin an attempt; an exception leaves the error state and the logs behind, whatever else fails."""
-    from caldp import publish
+    from caldp import heartbeat, publish
 
     job.store.prepare(job.dataset.prefix)
     there = publish.read_manifest(job.store, job.dataset.prefix)
     with interrupts.held():  # until it is known what to take back
-        mine = messages.begin(job.store, job.dataset.name, _identity(), there.attempt if there else 0)
+        mine = messages.begin(job.store, job.dataset.name, _identity(), there.attempt if there else 0, job.claim)
     outcome.attempt, outcome.location = mine.attempt, job.store.url(job.dataset.prefix)
     try:
         interrupts.check()
-        with opened(job, reporter, interrupts, mine) as run:
+        with (
+            opened(job, reporter, interrupts, mine) as run,
+            heartbeat.beating(job.store, mine, job.settings.owner_timeout, run.telemetry.cancel_programs) as heart,
+        ):
             try:
                 run.telemetry.info(f"attempt {mine.attempt}, run {mine.run}, {job.settings.name}")
                 yield run
             except BaseException as error:
                 interrupts.shield()
-                failure = describe(error, job.dataset.name)
+                failure = messages.taken_over(mine) if heart.lost else describe(error, job.dataset.name)
                 run.telemetry.error(str(failure), cause=error)
                 if _leave(reporter, "logs", lambda: messages.owns(job.store, mine)):
                     _leave(reporter, "logs", lambda: publish.publish_logs(run, job.store))
@@ -354,6 +369,7 @@ def opened(job: Job, reporter: Reporter, interrupts: Interrupts, mine: Status | 
                 workspace=workspace,
                 telemetry=telemetry,
                 attempt=mine.attempt,
+                retry=mine.retry,
                 started=mine.at,
                 shield=interrupts.shield,
                 keep_scratch=keep,

@@ -53,7 +53,16 @@ class Manifest:
 
     def status(self) -> Status:
         """Return the state that this manifest proves."""
-        return Status(self.record["dataset"], self.attempt, "processed", self.record["run"], self.record["reason"], 0)
+        record = self.record
+        return Status(
+            record["dataset"],
+            self.attempt,
+            "processed",
+            record["run"],
+            record["reason"],
+            0,
+            retry=record.get("retry", 1),
+        )
 
     def files(self) -> list[dict[str, Any]]:
         """Products and previews."""
@@ -201,6 +210,7 @@ def _record(
         "instrument": run.dataset.instrument,
         "kind": inputs.kind,
         "attempt": run.attempt,
+        "retry": run.retry,
         "run": run.id,
         "state": "processed",
         "reason": products.reason,

@@ -27,6 +27,7 @@ STAGES = ("fetch", "references", "calibrate", "previews", "publish")
 _HEADLINES = {
     "planned": "planned (dry run), nothing was written",
     "refused": "refused, nothing was changed",
+    "duplicate": "duplicate of another job, nothing was changed",
 }
 
 _LABEL_WIDTH = 14
@@ -48,7 +49,8 @@ class Outcome:
     dataset : str
         Its name, as typed when it is not a valid one.
     state : str
-        ``processed``, ``skipped``, ``planned`` (dry run), ``error`` (a state was written), ``refused`` (nothing was).
+        ``processed``, ``skipped``, ``duplicate`` (another job has it), ``planned`` (dry run), ``error`` (a state was
+        written), ``refused`` (nothing was).
     exit_code : int
         Exit status of the command.
     reason : str

@@ -32,6 +32,8 @@ class Run:
         Its log and metrics.
     attempt : int
         Number of the attempt, 0 for a dry run.
+    retry : int
+        Number of this start of the attempt.
     started : str
         ISO 8601 in UTC.
     shield : callable
@@ -48,6 +50,7 @@ class Run:
     telemetry: Telemetry
     attempt: int
     started: str
+    retry: int = 1
     shield: Callable[[], None] = lambda: None
     keep_scratch: bool = False
 

@@ -142,7 +142,7 @@ def test_eight_threads_race(store: LocalStore) -> None:
             list(pool.map(push, range(8)))
         status = read(store, name)
         assert status is not None
-        assert status.order == (2, STATES["processed"][0])
+        assert status.order == (2, 1, STATES["processed"][0])
         assert shown(store, name) == ["datasets-processed"]
 
 
