@@ -11,11 +11,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +27,8 @@ import pytest
 
 from tests.fakes.s3 import start_ministack, start_moto
 
-_REPOSITORY = Path(__file__).resolve().parents[1]
-MINISTACK = Path(os.environ.get("CALDP_TEST_MINISTACK", _REPOSITORY / ".venv-ministack" / "bin" / "ministack"))
+REPOSITORY = Path(__file__).resolve().parents[1]
+MINISTACK = Path(os.environ.get("CALDP_TEST_MINISTACK", REPOSITORY / ".venv-ministack" / "bin" / "ministack"))
 REAL_OUTPUTS = os.environ.get("CALDP_S3_TEST_OUTPUTS", "")
 REAL_INPUTS = os.environ.get("CALDP_S3_TEST_INPUTS", "")
 
@@ -81,12 +83,23 @@ def s3_environment(endpoint: str | None, base: Mapping[str, str] | None = None) 
 def s3_client(endpoint: str | None, **config: Any) -> Iterator[Any]:
     """Make a boto3 client, and close it; ``config`` goes to ``botocore.config.Config``."""
     import boto3
+    import botocore.session
     from botocore.config import Config
 
     with mock.patch.dict(os.environ, s3_environment(endpoint), clear=True):
-        client = boto3.Session().client("s3", config=Config(**config))
+        session = botocore.session.get_session()
+        session.register_component("data_loader", _descriptions())
+        client = boto3.Session(botocore_session=session).client("s3", config=Config(**config))
     with closing(client):
         yield client
+
+
+@cache
+def _descriptions() -> Any:
+    """What botocore knows of S3, read once: that takes ten times as long as all else about a client."""
+    import botocore.loaders
+
+    return botocore.loaders.create_loader()
 
 
 def make_bucket(endpoint: str, versioned: bool = False) -> str:
@@ -180,6 +193,18 @@ def _delete_below(url: str) -> None:
         for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
             for item in page.get("Uploads", []):
                 client.abort_multipart_upload(Bucket=bucket, Key=item["Key"], UploadId=item["UploadId"])
+
+
+@pytest.fixture
+def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test reach this machine only; a unit test that wants it overrides ``no_network`` with it."""
+    connect = socket.socket.connect
+
+    def to_here(self: socket.socket, address: Any) -> None:
+        assert address[0] == "127.0.0.1", f"a test connects to {address}"
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", to_here)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BufferedIOBase
-from itertools import pairwise
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -48,7 +47,7 @@ class Request:
     status : int
         What the server or the proxy answered, whether or not the client got it; 0 before, and for what was dropped.
     fault : str
-        What the proxy did: ``slow down``, ``internal error``, ``lost`` (the answer), ``cut`` (the answer), ``corrupted``,
+        What the proxy did: ``slow down``, ``internal error``, ``lost`` or ``cut`` (the answer), ``corrupted``,
         ``dropped`` (by ``at_write``), ``no server``.
     """
 
@@ -106,8 +105,8 @@ class FaultyProxy:
     endpoint : str
         Its address.
     failure_rate : float
-        The part of the requests that fails: answered with 503 SlowDown, or with 500 InternalError, and not forwarded; or
-        forwarded and not answered; or, of GET, answered with half a body.
+        The part of the requests that fails: answered with 503 SlowDown, or with 500 InternalError, and not forwarded;
+        or forwarded and not answered; or, of GET, answered with half a body.
     delay : float
         Seconds that each request takes on the way.
     requests : list of Request
@@ -394,20 +393,33 @@ class _Handler(StreamRequestHandler):
     def _refuse(self, request: Request) -> None:
         request.status, reason, code, text = _ERRORS[request.fault]
         said = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{text}</Message></Error>'
-        head = f"HTTP/1.1 {request.status} {reason}\r\nContent-Type: application/xml\r\nContent-Length: {len(said)}\r\n\r\n"
+        head = f"HTTP/1.1 {request.status} {reason}\r\nContent-Type: application/xml\r\nContent-Length: {len(said)}"
         request.bytes_out = 0 if request.method == "HEAD" else len(said)
-        self.wfile.write((head + said[: request.bytes_out]).encode())
+        self.wfile.write(f"{head}\r\n\r\n{said[: request.bytes_out]}".encode())
 
 
 def _flipped(body: bytes, *framed: bool) -> bytes:
-    """Flip a bit in the middle of what is in a body, not of the framing of its chunks, one in the other."""
-    where = list(range(0, 0))
-    spans = [(0, len(body))]
-    for frame in framed:
-        if frame:
-            spans = _inside(body, spans)
-    del where
-    begin, end = max(spans, key=lambda s: s[1] - s[0])
+    """Flip a bit in the middle of a body, but not in the framing of its chunks, if it has one, or one in the other."""
     changed = bytearray(body)
-    changed[(begin + end) // 2] ^= 1
+    if not framed:
+        changed[len(body) // 2] ^= 1
+    elif not framed[0]:
+        return _flipped(body, *framed[1:])
+    else:
+        spans = list(_chunks(body))
+        data = _flipped(b"".join(body[begin:end] for begin, end in spans), *framed[1:])
+        for begin, end in spans:
+            changed[begin:end], data = data[: end - begin], data[end - begin :]
     return bytes(changed)
+
+
+def _chunks(body: bytes) -> Iterator[tuple[int, int]]:
+    """Find what is between the lines with the sizes of chunks."""
+    end = 0
+    while True:
+        begin = body.index(b"\r\n", end) + 2
+        size = int(body[end:begin].partition(b";")[0], 16)
+        if not size:
+            return
+        yield begin, begin + size
+        end = begin + size + 2

@@ -12,7 +12,10 @@ import pytest
 import caldp
 
 PACKAGE = Path(caldp.__file__).parent
-ABOVE = ("settings_file", "dataset", "expectations", "instruments", "errors", "programs", "config", "store", "messages")
+ABOVE = (
+    "settings_file", "dataset", "expectations", "instruments", "errors", "programs", "config", "store", "local_store",
+    "s3", "s3_store", "messages",
+)  # fmt: skip
 HEAVY = (
     "numpy", "scipy", "astropy", "crds", "calcos", "matplotlib", "PIL", "rich", "jinja2", "psutil", "spec_plots",
     "boto3", "asdf",

@@ -99,7 +99,7 @@ def test_success_existing_and_again(desk: Desk) -> None:
     assert (outcome.context, outcome.products, outcome.previews) == ("hst_0001.pmap", 1, 0)
     assert outcome.location == str(desk.root / "out" / "data" / "cos" / NAME)
     assert desk.shown == ["datasets-processed"]
-    assert desk.status().order == (1, 60)
+    assert desk.status().order == (1, 1, 60)
     assert desk.status().exit_code == 0
     assert [h["state"] for h in desk.status().history] == ["processing", "processed"]
     assert left(desk) == []
@@ -110,7 +110,7 @@ def test_success_existing_and_again(desk: Desk) -> None:
     refused = desk.process(existing="error")
     assert (refused.exit_code, refused.state) == (36, "refused")
     assert "attempt 1" in refused.reason
-    assert desk.status().order == (1, 60)
+    assert desk.status().order == (1, 1, 60)
 
     # A later failure leaves the products, and says so.
     failed = desk.process(context="hst_9999.pmap")
@@ -128,7 +128,7 @@ def test_success_existing_and_again(desk: Desk) -> None:
     messages.advance(desk.store, messages.Status(NAME, 3, "processing"))
     assert desk.shown == ["dataset-processing"]
     assert desk.process(existing="skip").state == "skipped"
-    assert desk.status().order == (3, 60)
+    assert desk.status().order == (3, 1, 60)
     assert desk.shown == ["datasets-processed"]
 
 
@@ -175,7 +175,7 @@ def test_a_reference_missing_is_27(desk: Desk) -> None:
         ({"input": "nonsense"}, "nonsense"),
         ({"output": "nonsense"}, "nonsense"),
         ({"output": "astroquery:"}, "astroquery:"),
-        ({"output": "s3://bucket/x"}, "s3://bucket/x"),
+        ({"output": "s3:bucket/x"}, "s3:bucket/x"),
         ({"config": "no-such-config"}, "no-such-config"),
         ({"overrides": ("nonsense",)}, "nonsense"),
     ],
@@ -199,7 +199,7 @@ def test_a_dataset_that_is_owned_is_not_touched(desk: Desk) -> None:
 
 def test_a_dead_run_is_followed_by_the_next_attempt(desk: Desk) -> None:
     messages.begin(desk.store, NAME, "dead")
-    desk.store.staging(f"data/cos/{NAME}", "dead")
+    desk.store.staging(f"data/cos/{NAME}", "dead", desk.root)
     outcome = desk.process(context="hst_9999.pmap")
     assert outcome.attempt == 2
     assert [p.name for p in (desk.root / "out" / "data" / "cos").iterdir()] == [NAME]

@@ -107,7 +107,7 @@ def test_the_tree_of_the_readme(store: LocalStore, begun: Callable[..., Run], de
         data = (store.root / PREFIX / entry["name"]).read_bytes()
         assert (entry["size"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
     assert verified(store, PREFIX) == manifest
-    assert manifest.status().order == (1, 60)
+    assert manifest.status().order == (1, 1, 60)
 
 
 @pytest.mark.parametrize("damage", ["delete", "truncate", "flip", "folder"])
