@@ -16,6 +16,7 @@ from typing import Any
 from caldp import programs
 from caldp.errors import UsageError
 from caldp.settings_file import ALLOWED
+from caldp.store import absolute_uri
 
 DEFAULT_CONFIG = "caldp-config-onsite"
 
@@ -61,6 +62,11 @@ class Config:
         The cache is shared and must not be written.
     crds_context : str
         Context to use, or empty for the operational one of the cache.
+    crds_store : str
+        Store that fills the cache where there is no CRDS server (``CRDSBUCKET``): ``s3://bucket/prefix`` or
+        ``file:<directory>``, or empty.
+    crds_cache_limit : int or None
+        Size to which reference files that came from that store are kept (``CALDP_CRDS_CACHE_GB``), bytes; None for any.
     allow_bad_references : bool
         Calibrate even with references on the CRDS list of known bad files.
     overrides : tuple of (str, Path)
@@ -96,6 +102,8 @@ class Config:
     crds_server_url: str
     crds_readonly: bool
     crds_context: str
+    crds_store: str
+    crds_cache_limit: int | None
     allow_bad_references: bool
     overrides: tuple[tuple[str, Path], ...]
     home: Path
@@ -122,6 +130,7 @@ class Config:
             "crds_server_url": self.crds_server_url,
             "crds_readonly": self.crds_readonly,
             "crds_context": self.crds_context,
+            "crds_store": self.crds_store,
             "allow_bad_references": self.allow_bad_references,
             "overrides": {kind: str(path) for kind, path in self.overrides},
             "system_version": self.system_version,
@@ -140,6 +149,7 @@ class Config:
             self.crds_server_url,
             self.crds_readonly,
             self.crds_context,
+            self.crds_store,
             self.allow_bad_references,
             [(kind, str(path)) for kind, path in self.overrides],
             self.system_version,
@@ -242,6 +252,8 @@ def load(
         crds_server_url=_USERINFO.sub("", crds["CRDS_SERVER_URL"]),
         crds_readonly=crds["CRDS_READONLY_CACHE"] == "1",
         crds_context=chosen,
+        crds_store=_crds_store(env),
+        crds_cache_limit=_crds_cache_limit(env),
         allow_bad_references=_switch(env, "CRDS_ALLOW_BAD_REFERENCES") == "1",
         overrides=tuple(_parse_override(o) for o in overrides),
         home=Path(home if home not in ("", "none") else ".").expanduser().absolute(),
@@ -330,6 +342,30 @@ def _parse_override(text: str) -> tuple[str, Path]:
     if not path.is_file():
         raise UsageError(f"--override {match[1]}: there is no file {path}", remedy="give the path of a reference file")
     return match[1].upper(), path
+
+
+def _crds_store(env: Mapping[str, str]) -> str:
+    uri = env.get("CRDSBUCKET", "").strip()
+    if not uri:
+        return ""
+    if not uri.startswith(("s3://", "file:")):
+        raise UsageError(
+            f"CRDSBUCKET={uri!r} is no place for a CRDS cache",
+            remedy="export CRDSBUCKET=s3://<bucket>, with a prefix or without",
+        )
+    try:
+        return absolute_uri(uri)
+    except UsageError as error:
+        raise UsageError(f"CRDSBUCKET: {error.message}", remedy=error.remedy) from error
+
+
+def _crds_cache_limit(env: Mapping[str, str]) -> int | None:
+    text = env.get("CALDP_CRDS_CACHE_GB", "").strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):
+        raise UsageError(f"CALDP_CRDS_CACHE_GB={text!r} is not a size in GB", remedy="export CALDP_CRDS_CACHE_GB=100")
+    return int(float(text) * 1e9)
 
 
 def _switch(env: Mapping[str, str], name: str) -> str:

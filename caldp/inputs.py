@@ -1,5 +1,6 @@
 """Fetch: this dataset's raw files, all of them and nothing else, as private working copies.
 
+They come from a directory, from a prefix of an S3 bucket, from a tarball in either, or from MAST by way of a directory.
 A file belongs to the dataset if its name begins with the nine characters of the exposure, or of the association or
 one of its members, and its suffix is one the recipe knows.  Everything is checked here, before a program runs: the
 members of the association are there, every file is whole FITS of the right instrument, tables of events hold events.
@@ -10,6 +11,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,14 +20,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from caldp import tarball
+from caldp import s3, tarball
 from caldp.association import read as read_association
 from caldp.errors import InputError
 from caldp.expectations import Material, Member, Raw
 from caldp.fitsfile import DamagedError, damage, reading
 from caldp.run import Run
+from caldp.s3_store import S3Store
 from caldp.settings_file import read as settings_in
-from caldp.store import parse_uri
+from caldp.store import Copy, Entry, NoObjectError, parse_uri
 
 _CHUNK = 1 << 20
 _NAME = re.compile(r"([a-z0-9]{9})_([a-z0-9_]+)\.fits(\.gz)?")
@@ -33,6 +37,9 @@ _TARBALLS = (".tar.gz", ".tgz", ".tar")
 
 #: A calibrated exposure as poller files name it: of a visit, or of its mosaics.
 _EXPOSURE = re.compile(r"(hst_[a-z0-9_.+-]+|[a-z0-9]{9})_fl[ct]\.fits")
+
+#: What the names of a visit's files begin with: ``j8bt05`` of ``j8bt05njq``, ``hst_9029_05_`` of mosaics' exposures.
+_VISIT = re.compile(r"hst_[^_]+_[^_]+_|[a-z0-9]{6}(?=[a-z0-9]{3}$)")
 
 #: Text files among inputs.
 _TEXT = re.compile(r"[a-z0-9_-]+_(input\.out|cal_env\.txt)")
@@ -53,7 +60,7 @@ class InputFile:
     sha256 : str
         Of the uncompressed content, as it came.
     source : str
-        The file it was copied from.
+        The file or object it was copied from; ``<tarball>:<name>`` if it was unpacked.
     facts : dict
         Header keywords named by the recipe, for raw science data.
     """
@@ -152,8 +159,9 @@ def fetch(run: Run, uri: str) -> Inputs:
     run : Run
         The run.
     uri : str
-        ``file:<directory>`` with FITS files (plain or .gz) or with ``<dataset>.tar.gz``, ``file:<tarball>``, or
-        ``astroquery:`` to download them from MAST first.
+        ``file:<directory>`` with FITS files (plain or .gz) or with ``<dataset>.tar.gz``, ``file:<tarball>``, the same
+        in a bucket, ``s3://bucket/prefix`` and ``s3://bucket/<tarball>``, or ``astroquery:`` to download them from MAST
+        first.
 
     Returns
     -------
@@ -165,41 +173,62 @@ def fetch(run: Run, uri: str) -> Inputs:
         Naming the file, if anything is missing, damaged or of another instrument.
     AstroqueryError
         If MAST does not deliver.
+    S3DownloadError
+        If S3 does not deliver.
     """
     scheme, place = parse_uri(uri)
     with run.telemetry.stage("fetch") as stage:
-        packed = None
         if scheme == "astroquery":
             from caldp import mast
 
-            directory = mast.download(run, uri)
+            folder, packed = _Folder(run, mast.download(run, uri)), ""
         else:
-            directory = Path(place).expanduser().absolute()
-            if directory.is_file() and directory.name.endswith(_TARBALLS):
-                directory, packed = directory.parent, directory
-            elif not directory.is_dir():
-                raise InputError(
-                    f"{run.dataset}: there is no input directory {directory}"
-                    f"{' (it is a file)' if directory.exists() else ''}",
-                    remedy="give file:<directory with the raw FITS>, or file:<tarball>",
-                )
-        inputs = _collect(run, directory, packed)
+            folder, packed = (_in_bucket if scheme == "s3" else _on_disk)(run, place)
+        inputs = _collect(run, folder, packed)
         stage.bytes_in = stage.bytes_out = sum(f.size for f in inputs.files)
-        run.telemetry.info(f"inputs from {directory}: {inputs}")
+        run.telemetry.info(f"inputs from {folder}: {inputs}")
     return inputs
 
 
-def _collect(run: Run, directory: Path, given: Path | None = None) -> Inputs:
-    loose = source = _Source(run, directory, directory)
-    beside = (directory / f"{run.dataset}{end}" for end in _TARBALLS)
-    packed = given or next((path for path in beside if path.is_file()), None)
+def _on_disk(run: Run, place: str) -> tuple[_Folder, str]:
+    """Return a directory, and the name of the tarball if it is one that is given."""
+    path = Path(place).expanduser().absolute()
+    if path.is_file() and path.name.endswith(_TARBALLS):
+        return _Folder(run, path.parent), path.name
+    if not path.is_dir():
+        raise InputError(
+            f"{run.dataset}: there is no input directory {path}{' (it is a file)' if path.exists() else ''}",
+            remedy="give file:<directory with the raw FITS>, or file:<tarball>",
+        )
+    return _Folder(run, path), ""
+
+
+def _in_bucket(run: Run, place: str) -> tuple[_Folder, str]:
+    """Return a prefix of a bucket, and the name of the tarball if it is one that is given."""
+    bucket, _, key = place.removeprefix("//").partition("/")
+    if not key.endswith(_TARBALLS):
+        return _Prefix(run, f"s3:{place}"), ""
+    prefix, _, name = key.rpartition("/")
+    folder = _Prefix(run, f"s3://{bucket}/{prefix}")
+    if name not in folder.names(name):
+        raise InputError(
+            f"{run.dataset}: there is no object {folder.url(name)}",
+            remedy="put the tarball there; of a prefix that ends like one, write the slash too",
+        )
+    return folder, name
+
+
+def _collect(run: Run, folder: _Folder, given: str = "") -> Inputs:
+    loose = source = _Source(run, folder)
+    beside = (f"{run.dataset}{end}" for end in _TARBALLS)
+    packed = given or next((name for name in beside if name in loose.own_names()), "")
     if packed and (given or not loose.holds_raw_data()):
-        source = _Source(run, _unpack(run, packed), packed)
+        source = _Source(run, _unpack(run, folder, packed))
     elif packed:
-        run.telemetry.warning(f"the files beside {packed.name} are used, not those in it")
+        run.telemetry.warning(f"the files beside {packed} are used, not those in it")
     elif not loose.holds_dataset():
         raise InputError(
-            f"{run.dataset}: no {source.wanted} and no {run.dataset}.tar.gz in {directory}",
+            f"{run.dataset}: no {source.wanted} and no {run.dataset}.tar.gz in {folder}",
             remedy=f"put {source.wanted} there",
         )
     inputs = _mosaic(source) if source.is_mosaic else _exposures(source)
@@ -223,18 +252,19 @@ def _exposures(source: _Source) -> Inputs:
     exposures = tuple(dict.fromkeys(m.root for m in members if not m.is_product)) or (name,)
     if association and not recipe.member_files:
         _check_fits(run, run.workspace.inputs / association.name)
-    suffixes, raw = recipe.raw, [f for root in exposures for f in source.take(root, recipe.raw)]
-    if not raw and recipe.instead:
-        suffixes, raw = recipe.instead, [f for root in exposures for f in source.take(root, recipe.instead)]
-    missing = [root for root in exposures if not any(f.root == root for f in raw)]
-    if missing:
+    suffixes = recipe.raw
+    if recipe.instead and not any(source.holds(root, suffixes) for root in exposures):
+        suffixes = recipe.instead
+    if missing := [root for root in exposures if not source.holds(root, suffixes)]:
         raise InputError(
-            f"{run.dataset}: no raw data for {', '.join(missing)} in {source.place}",
+            f"{run.dataset}: no raw data for {', '.join(missing)} in {source.folder}",
             remedy=f"add a raw file of each: one of {', '.join(f'_{s}.fits' for s in recipe.raw)}",
         )
-    raw = [_with_facts(run, f) for f in raw]
     roots = dict.fromkeys((name, *exposures))
-    support = [f for root in roots for f in source.take(root, [s for s in recipe.support if s not in suffixes])]
+    further = [suffix for suffix in recipe.support if suffix not in suffixes]
+    source.bring([*((root, suffixes) for root in exposures), *((root, further) for root in roots)])
+    raw = [_with_facts(run, f) for root in exposures for f in source.take(root, suffixes)]
+    support = [f for root in roots for f in source.take(root, further)]
     for file in support:
         _check_fits(run, run.workspace.inputs / file.name)
     _check_companions(run, raw, support)
@@ -248,18 +278,18 @@ def _mosaic(source: _Source) -> Inputs:
     poller = source.take_text(f"{name}_input.out")
     if poller is None:
         raise InputError(
-            f"{run.dataset}: there is no {name}_input.out in {source.place}",
+            f"{run.dataset}: there is no {name}_input.out in {source.folder}",
             remedy="put the list of exposures (poller file) there",
         )
-    raw = []
-    for exposure in _poller_rows(run, poller):
-        file = source.take_exposure(exposure)
-        if file is None:
+    exposures = [tuple(exposure.removesuffix(".fits").rpartition("_")[::2]) for exposure in _poller_rows(run, poller)]
+    for root, suffix in exposures:
+        if not source.holds(root, [suffix]):
             raise InputError(
-                f"{run.dataset}: {poller.name} lists {exposure}, which is not in {source.place}",
+                f"{run.dataset}: {poller.name} lists {root}_{suffix}.fits, which is not in {source.folder}",
                 remedy="put it there, or take it out of the list",
             )
-        raw.append(_with_facts(run, file))
+    source.bring((root, [suffix]) for root, suffix in exposures)
+    raw = [_with_facts(run, f) for root, suffix in exposures for f in source.take(root, [suffix])]
     return Inputs(name, run.workspace.inputs, tuple(raw), poller=poller)
 
 
@@ -277,14 +307,12 @@ def _poller_rows(run: Run, poller: InputFile) -> list[str]:
 
 
 class _Source:
-    """A directory with inputs, of which this dataset's are taken."""
+    """A folder with inputs, of which this dataset's are taken."""
 
-    def __init__(self, run: Run, directory: Path, place: Path) -> None:
+    def __init__(self, run: Run, folder: _Folder) -> None:
         self.run = run
-        self.directory = directory
-        self.place = place  # for messages: the directory, or the tarball that it was unpacked from
+        self.folder = folder
         self.is_mosaic = run.dataset.kind != "ipppssoot"
-        self._available = {} if self.is_mosaic else _available(run, directory)
 
     @property
     def wanted(self) -> str:
@@ -292,81 +320,204 @@ class _Source:
         dataset = self.run.dataset
         return f"{dataset}_input.out" if self.is_mosaic else f"{dataset}_asn.fits or {dataset}_raw*.fits"
 
+    def own_names(self) -> frozenset[str]:
+        """List the files of the dataset's visit, or of the mosaic."""
+        return self.folder.names(_stem(self.run.dataset.name))
+
     def holds_raw_data(self) -> bool:
         """Whether the dataset itself is there: a table or a support file alone is not."""
-        name = self.run.dataset.name
+        name, raw = self.run.dataset.name, self.run.recipe.raw
         if self.is_mosaic:
             return self.holds_dataset()
-        roots = {root for root, suffix in self._available if suffix in self.run.recipe.raw}
-        return name in roots or ((name, "asn") in self._available and any(root[:6] == name[:6] for root in roots))
+        matches = map(_NAME.fullmatch, self.own_names())
+        return self.holds(name, raw) or (self.holds(name, ["asn"]) and any(m and m[2] in raw for m in matches))
 
     def holds_dataset(self) -> bool:
         """Whether there is anything to begin with: a list of exposures, an association table or raw data."""
         name, recipe = self.run.dataset.name, self.run.recipe
         if self.is_mosaic:
-            return (self.directory / f"{name}_input.out").is_file()
-        return any((name, suffix) in self._available for suffix in ("asn", *recipe.raw, *recipe.instead))
+            return f"{name}_input.out" in self.own_names()
+        return self.holds(name, ("asn", *recipe.raw, *recipe.instead))
+
+    def holds(self, root: str, suffixes: Iterable[str]) -> bool:
+        """Whether there is a file of a root name and one of these suffixes."""
+        return any(self._find(root, suffix) for suffix in suffixes)
+
+    def bring(self, wanted: Iterable[tuple[str, Iterable[str]]]) -> None:
+        """Have the files of these root names and suffixes brought here, all at once."""
+        self.folder.bring(names[0] for root, suffixes in wanted for s in suffixes if (names := self._find(root, s)))
 
     def take(self, root: str, suffixes: Iterable[str]) -> list[InputFile]:
         """Copy the files of a root name and these suffixes."""
         files = []
         for suffix in suffixes:
-            if paths := self._available.get((root, suffix)):
-                if len(paths) > 1:
-                    self.run.telemetry.warning(f"both {paths[0].name} and {paths[1].name} are there: the first is used")
-                files.append(_copy(self.run, paths[0], root, suffix))
+            if names := self._find(root, suffix):
+                if len(names) > 1:
+                    self.run.telemetry.warning(f"both {names[0]} and {names[1]} are there: the first is used")
+                files.append(_copy(self.run, self.folder, names[0], root, suffix))
         return files
 
-    def take_exposure(self, name: str) -> InputFile | None:
-        """Copy a calibrated exposure that a poller file names."""
-        path = next((p for p in (self.directory / name, self.directory / f"{name}.gz") if p.is_file()), None)
-        root, _, suffix = name.removesuffix(".fits").rpartition("_")
-        return _copy(self.run, path, root, suffix) if path else None
-
     def take_text(self, name: str) -> InputFile | None:
-        """Copy a text file."""
+        """Copy a text file of the dataset's own."""
+        return _copy(self.run, self.folder, name, name, "", name) if name in self.own_names() else None
+
+    def _find(self, root: str, suffix: str) -> list[str]:
+        """List the files that hold the same: a plain one comes before a compressed one."""
+        name, there = f"{root}_{suffix}.fits", self.folder.names(_stem(root))
+        return [name for name in (name, f"{name}.gz") if name in there]
+
+
+def _stem(name: str) -> str:
+    """Return what the names of a visit's files begin with: listed once, they are few, where a folder may be full."""
+    match = _VISIT.match(name)
+    return match[0] if match else name
+
+
+class _Folder:
+    """Where inputs lie side by side: a directory."""
+
+    def __init__(self, run: Run, directory: Path) -> None:
+        self.run = run
+        self.directory = directory
+        self._names: dict[str, frozenset[str]] = {}
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    def url(self, name: str) -> str:
+        """Return what people call a file."""
+        return str(self.directory / name)
+
+    def names(self, stem: str) -> frozenset[str]:
+        """List the files whose names begin with ``stem``."""
+        if stem not in self._names:
+            self._names[stem] = frozenset(self._list(stem))
+        return self._names[stem]
+
+    def bring(self, names: Iterable[str]) -> None:
+        """Have files brought here, side by side, if they are elsewhere."""
+
+    @contextmanager
+    def at_hand(self, name: str) -> Iterator[Path]:
+        """Give a file as long as the context lasts."""
+        yield self.directory / name
+
+    def _list(self, stem: str) -> Iterable[str]:
+        try:
+            return [p.name for p in self.directory.iterdir() if p.name.startswith(stem) and p.is_file()]
+        except OSError as error:
+            raise InputError(
+                f"{self.run.dataset}: cannot list {self} ({error.strerror})", remedy="make it readable"
+            ) from error
+
+
+class _Unpacked(_Folder):
+    """What was in a tarball."""
+
+    def __init__(self, run: Run, directory: Path, packed: str) -> None:
+        super().__init__(run, directory)
+        self._packed = packed
+
+    def __str__(self) -> str:
+        return self._packed
+
+    def url(self, name: str) -> str:
+        return f"{self._packed}:{name}"
+
+
+class _Bucket(S3Store):
+    """A prefix that many share: only the objects whose names begin alike are listed."""
+
+    def beginning(self, stem: str) -> dict[str, Entry]:
+        """Return the objects directly below the prefix, by name."""
+        top = f"{self.prefix}/" if self.prefix else ""
+        pages = self._pages(f"{top}{stem}", Delimiter="/")
+        found = [entry for page in pages for entry in page.get("Contents", ())]
+        names = [self._relative(entry["Key"]) for entry in found]
+        return {name: Entry(name, e["Size"], e["ETag"]) for name, e in zip(names, found, strict=True)}
+
+
+class _Prefix(_Folder):
+    """A prefix of a bucket, whose objects are downloaded into the workspace when they are wanted."""
+
+    def __init__(self, run: Run, uri: str) -> None:
+        super().__init__(run, run.workspace.root / "downloaded")
+        self.directory.mkdir()
+        self._store = _Bucket(uri, run.config.aws)
+        self._entries: dict[str, Entry] = {}
+
+    def __str__(self) -> str:
+        return self._store.uri
+
+    def url(self, name: str) -> str:
+        return self._store.url(name)
+
+    def bring(self, names: Iterable[str]) -> None:
+        entries = [self._entries[name] for name in names]
+        copies = [Copy(e.key, self.directory / e.key, size=e.size, etag=e.etag) for e in entries]
+        total, begun = sum(e.size for e in entries), time.monotonic()
+        try:
+            with s3.concerning(self.run.dataset.name):
+                self._store.download(copies, _Progress(self.run, total))
+        except NoObjectError as error:
+            raise InputError(
+                f"{self.run.dataset}: {self.url(str(error))} has just been removed", remedy="put it back"
+            ) from error
+        size, seconds = f"{total / 1e6:.1f} MB", time.monotonic() - begun
+        self.run.telemetry.info(f"downloaded {len(copies)} files, {size}, in {seconds:.1f} s")
+
+    @contextmanager
+    def at_hand(self, name: str) -> Iterator[Path]:
         path = self.directory / name
-        return _copy(self.run, path, name, "", name) if path.is_file() else None
+        if not path.exists():
+            self.bring([name])
+        try:
+            yield path
+        finally:
+            path.unlink()  # the workspace need not hold everything twice
+
+    def _list(self, stem: str) -> Iterable[str]:
+        with s3.concerning(self.run.dataset.name):
+            found = self._store.beginning(stem)
+        self._entries |= found
+        return found
 
 
-def _available(run: Run, directory: Path) -> dict[tuple[str, str], list[Path]]:
-    """Map (root, suffix) to the files that hold it: a plain one comes before a compressed one."""
-    wanted = {"asn", *run.recipe.raw, *run.recipe.support}
-    found: dict[tuple[str, str], list[Path]] = {}
-    try:
-        paths = sorted(directory.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"{run.dataset}: cannot list {directory} ({error.strerror})", remedy="make it readable"
-        ) from error
-    for path in paths:  # x.fits comes before x.fits.gz
-        match = _NAME.fullmatch(path.name)
-        if match is not None and match[2] in wanted and path.is_file():
-            found.setdefault((match[1], match[2]), []).append(path)
-    return found
+class _Progress:
+    """Adds up what several threads have moved, and tells it."""
+
+    def __init__(self, run: Run, total: int) -> None:
+        self._tell = run.telemetry.reporter.progress
+        self._total = total
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, moved: int) -> None:
+        with self._lock:
+            self._done += moved
+            self._tell("download", self._done, self._total)
 
 
-def _copy(run: Run, source: Path, root: str, suffix: str, name: str = "") -> InputFile:
+def _copy(run: Run, folder: _Folder, source: str, root: str, suffix: str, name: str = "") -> InputFile:
     """Copy one file into the workspace, uncompressed, hashing what passes."""
     target = run.workspace.inputs / (name or f"{root}_{suffix}.fits")
-    digest = hashlib.sha256()
-    opener: Callable[..., Any] = gzip.open if source.suffix == ".gz" else Path.open
+    url, digest = folder.url(source), hashlib.sha256()
+    opener: Callable[..., Any] = gzip.open if source.endswith(".gz") else Path.open
     try:
-        packed, size = source.stat().st_size, 0
-        with opener(source, "rb") as reader:
-            with target.open("xb") as writer:
-                while chunk := _read(run, source, reader):
-                    size += len(chunk)
-                    if tarball.is_bomb(packed, size):
-                        raise InputError(f"{run.dataset}: {source} unpacks to far too much", remedy="do not use it")
-                    digest.update(chunk)
-                    writer.write(chunk)
+        with folder.at_hand(source) as path, opener(path, "rb") as reader, target.open("xb") as writer:
+            packed, size = path.stat().st_size, 0
+            while chunk := _read(run, url, reader):
+                size += len(chunk)
+                if tarball.is_bomb(packed, size):
+                    raise InputError(f"{run.dataset}: {url} unpacks to far too much", remedy="do not use it")
+                digest.update(chunk)
+                writer.write(chunk)
     except PermissionError as error:
-        raise InputError(f"{run.dataset}: not allowed to read {source}", remedy="make it readable") from error
-    return InputFile(target.name, root, suffix, target.stat().st_size, digest.hexdigest(), str(source))
+        raise InputError(f"{run.dataset}: not allowed to read {url}", remedy="make it readable") from error
+    return InputFile(target.name, root, suffix, target.stat().st_size, digest.hexdigest(), url)
 
 
-def _read(run: Run, source: Path, reader: IO[bytes]) -> bytes:
+def _read(run: Run, source: str, reader: IO[bytes]) -> bytes:
     # Apart from the write, so that a full disk is not taken for a damaged input.
     try:
         return reader.read(_CHUNK)
@@ -466,13 +617,19 @@ def _check_companions(run: Run, raw: list[InputFile], support: list[InputFile]) 
                 raise InputError(f"{run.dataset}: {file.name} needs {name}", remedy="put it beside the raw file")
 
 
-def _unpack(run: Run, path: Path) -> Path:
+def _unpack(run: Run, folder: _Folder, name: str) -> _Folder:
     """Unpack a tarball inside the workspace."""
-    target = run.workspace.root / "unpacked"
+    target, url, dataset = run.workspace.root / "unpacked", folder.url(name), run.dataset.name
     target.mkdir()
-    unpacked = tarball.unpack(path, target, dataset=run.dataset.name, wanted=_is_input)
-    run.telemetry.info(f"unpacked {len(unpacked.files)} files from {path}, left {len(unpacked.skipped)} others")
-    return target
+    with folder.at_hand(name) as path:
+        try:
+            reader = path.open("rb", buffering=0)
+        except OSError as error:
+            raise InputError(f"{dataset}: cannot open {url} ({error.strerror})", remedy="make it readable") from error
+        with reader:
+            unpacked = tarball.unpack_stream(reader, target, source=url, dataset=dataset, wanted=_is_input)
+    run.telemetry.info(f"unpacked {len(unpacked.files)} files from {url}, left {len(unpacked.skipped)} others")
+    return _Unpacked(run, target, url)
 
 
 def _is_input(name: str) -> bool:

@@ -117,7 +117,7 @@ class LocalStore:
                     yield Entry(path.relative_to(self.root).as_posix(), path.stat().st_size, "")
 
     def upload(self, copies: Iterable[Copy], progress: Progress = quietly) -> dict[str, Stored]:
-        for copy in copies:
+        for copy in (copies := list(copies)):
             self.add(copy.path, copy.key)
             progress(copy.path.stat().st_size)
         return {copy.key: Stored() for copy in copies}
@@ -159,7 +159,9 @@ class LocalStore:
         folder.mkdir(parents=True)
         return folder
 
-    def publish(self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal) -> None:
+    def publish(
+        self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal, progress: Progress = quietly
+    ) -> None:
         target = self._path(prefix)
         name, content = seal({})
         (staging / name).write_bytes(content)

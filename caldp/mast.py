@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from caldp import association
+from caldp import association, s3
 from caldp.config import Config
 from caldp.dataset import Dataset
-from caldp.errors import AstroqueryError, S3DownloadError, UsageError
+from caldp.errors import AstroqueryError, S3DownloadRefusedError, UsageError
 from caldp.fitsfile import DamagedError, damage
 from caldp.local_store import LocalStore
 from caldp.run import Run
-from caldp.store import Overwrite
+from caldp.store import Overwrite, open_store
 
 if TYPE_CHECKING:
     import requests
@@ -49,7 +49,6 @@ _CLOUD_PATIENCE = 10.0
 """Seconds that astroquery may take to say where the cloud copies are, in mode auto."""
 
 _LONGEST_WAIT = 60.0
-_LONGEST_POLLER = 64 << 20
 
 _EXPOSURE = re.compile(r"(?P<root>[a-z0-9]{9})_(?P<suffix>[a-z0-9_]+)\.fits")
 _VISIT = re.compile(r"[a-z0-9]{9}_fl[ct]\.fits")
@@ -83,7 +82,7 @@ class _Settings:
     wait: float
     timeout: float
     cloud: str
-    endpoint: str | None
+    endpoint: str
 
     @property
     def timeouts(self) -> tuple[float, float]:
@@ -178,7 +177,7 @@ def download(run: Run, uri: str) -> Path:
     if run.dataset.kind == "ipppssoot":
         _download_exposures(run, archive)
     else:
-        poller = _poller(run, archive.settings, uri.partition(":")[2])
+        poller = _poller(run, uri.partition(":")[2])
         _download_mosaic(run, archive, poller)
     return directory
 
@@ -268,12 +267,12 @@ def _download_mosaic(run: Run, archive: _Archive, poller: Path) -> None:
 # --- the list of exposures of a mosaic --------------------------------------------------------------------------
 
 
-def _poller(run: Run, settings: _Settings, place: str) -> Path:
+def _poller(run: Run, place: str) -> Path:
     """Put ``<dataset>_input.out`` beside the data, and return its path."""
     name = f"{run.dataset}_input.out"
     target = run.config.home / name
     if place.startswith("s3://"):
-        content = _poller_from_s3(run, settings, place, name)
+        content = _poller_from_s3(run, place, name)
     elif place in ("", "//"):
         if not target.is_file():
             raise AstroqueryError(
@@ -295,46 +294,15 @@ def _poller(run: Run, settings: _Settings, place: str) -> Path:
     return target
 
 
-def _poller_from_s3(run: Run, settings: _Settings, place: str, name: str) -> bytes:
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-
-    bucket, _, prefix = place.removeprefix("s3://").partition("/")
-    key = prefix if prefix.endswith("_input.out") else f"{prefix.strip('/')}/{name}".lstrip("/")
-    where = f"s3://{bucket}/{key}"
-    try:
-        answer = _s3_client(settings).get_object(Bucket=bucket, Key=key)
-        content: bytes = answer["Body"].read(_LONGEST_POLLER)
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        what, remedy = "there are no AWS credentials", "export AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret"
-        raise S3DownloadError(f"{run.dataset}: {where}: {what}", remedy=remedy) from error
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        what, remedy = {
-            "NoSuchBucket": ("there is no such bucket", "check its name"),
-            "NoSuchKey": ("there is no such object", f"put {name} there"),
-        }.get(code, (f"S3 says {code}", "check that you may read it"))
-        raise S3DownloadError(f"{run.dataset}: {where}: {what}", remedy=remedy) from error
-    except (BotoCoreError, OSError) as error:
-        what = _short(run, error)
-        raise S3DownloadError(f"{run.dataset}: {where}: {what}", remedy="try again later") from error
-    run.telemetry.info(f"{name} from {where}")
-    return content
-
-
-def _s3_client(settings: _Settings, *, anonymous: bool = False) -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
-    import boto3
-    from botocore import UNSIGNED
-    from botocore.config import Config as BotoConfig
-
-    connect, read = settings.timeouts
-    options: dict[str, Any] = {"connect_timeout": connect, "read_timeout": read}
-    options["retries"] = {"mode": "standard", "total_max_attempts": settings.tries}
-    if anonymous:
-        options["signature_version"] = UNSIGNED
-    region = "us-east-1" if anonymous else None
-    return boto3.session.Session().client(
-        "s3", endpoint_url=settings.endpoint, region_name=region, config=BotoConfig(**options)
-    )
+def _poller_from_s3(run: Run, place: str, name: str) -> bytes:
+    folder, key = (place, name) if not place.endswith("_input.out") else place.rsplit("/", 1)
+    store = open_store(folder, run.config.aws)
+    with s3.concerning(run.dataset.name):
+        blob = store.get(key)
+        if blob is None:
+            raise S3DownloadRefusedError(f"{store.url(key)}: there is no such object", remedy=f"put {name} there")
+    run.telemetry.info(f"{name} from {store.url(key)}")
+    return blob.data
 
 
 # --- asking MAST ------------------------------------------------------------------------------------------------
@@ -618,7 +586,7 @@ class _Downloads:
         self._settings = settings
         self._url = url
         self._places = dict(places)
-        self._cloud = _s3_client(settings, anonymous=True) if places else None
+        self._cloud = _cloud_client(settings) if places else None
         self._todo: queue.SimpleQueue[_Product] = queue.SimpleQueue()
         self._sizes = {p.name: p.size for p in products}
         self._done: dict[str, int] = {}
@@ -857,7 +825,19 @@ class _Downloads:
             raise _CancelledError
 
 
-def _from_cloud(client: Any, place: tuple[str, str], offset: int) -> _Answer:  # noqa: ANN401 - see _s3_client
+def _cloud_client(settings: _Settings) -> Any:  # noqa: ANN401 - botocore makes its classes at run time
+    """Return a client for the public bucket, which tries no longer than MAST would be waited for."""
+    connect, read = settings.timeouts
+    return s3.client(
+        {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": settings.endpoint},
+        anonymous=True,
+        connect_timeout=connect,
+        read_timeout=read,
+        retries={"mode": "standard", "total_max_attempts": settings.tries},
+    )
+
+
+def _from_cloud(client: Any, place: tuple[str, str], offset: int) -> _Answer:  # noqa: ANN401 - see _cloud_client
     bucket, key = place
     asked = {"Range": f"bytes={offset}-"} if offset else {}
     answer = client.get_object(Bucket=bucket, Key=key, **asked)
@@ -934,7 +914,7 @@ def _settings(config: Config) -> _Settings:
         wait=_number(env, "CALDP_MAST_WAIT", "2"),
         timeout=_number(env, "CALDP_MAST_TIMEOUT", "60"),
         cloud=cloud,
-        endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None,
+        endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL", ""),
     )
 
 

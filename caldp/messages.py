@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -377,3 +378,52 @@ def _read(store: Store, dataset: str) -> tuple[Status | None, str]:
             f"{dataset}: {store.url(status_key(dataset))} is not a status record ({error})",
             remedy="repair or remove that file",
         ) from error
+
+
+def mirror(store: Store, status: Status) -> bool:
+    """Put down a status as another store has it, history and all, and show it.
+
+    Parameters
+    ----------
+    store : Store
+        Where the dataset was copied to.
+    status : Status
+        What is to be there.
+
+    Returns
+    -------
+    bool
+        False when the status that is there is a later one: nothing was changed.
+    """
+    while True:
+        current, etag = _read(store, status.dataset)
+        if current is not None and current.order > status.order:
+            return False
+        if current != status:
+            try:
+                store.put(status_key(status.dataset), _body(status), Update(etag) if etag else Create())
+            except ConflictError:
+                continue
+        project(store, status)
+        return True
+
+
+def silence(store: Store, status: Status) -> float:
+    """Return for how long a run that is processing has given no sign of life, by the clock of the store.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+    status : Status
+        What the run wrote last.
+
+    Returns
+    -------
+    float
+        Seconds; infinite when the status does not tell a time.
+    """
+    try:
+        return (store.clock() - datetime.fromisoformat(status.beat or status.at)).total_seconds()
+    except (ValueError, TypeError):  # no time, or one without a zone
+        return math.inf

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from caldp import config, instruments, messages
 from caldp.config import DEFAULT_CONFIG, Config
 from caldp.dataset import Dataset
-from caldp.errors import CaldpError, DuplicateError, ExistsError, ReferencesError, Stop, UnsupportedError, describe
+from caldp.errors import CaldpError, DuplicateError, ExistsError, ReferencesError, Stop, describe
 from caldp.instruments import Instrument
 from caldp.messages import Claim, Status
 from caldp.reporter import Outcome, Reporter
@@ -145,11 +145,6 @@ class Job:
             from caldp import mast
 
             mast.check(dataset, settings, place)
-        elif scheme != "file":
-            raise UnsupportedError(
-                f"{dataset}: this version cannot fetch inputs from {request.input!r}",
-                remedy="give file:<directory> or astroquery:",
-            )
         return cls(request, dataset, recipe, settings, open_store(request.output, settings.aws))
 
 

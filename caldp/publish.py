@@ -9,7 +9,8 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,13 @@ def publish(
         _copy_logs(run, staging / "logs")
         (staging / REPORT).write_text(_report(run, staging, record, metrics), encoding="utf-8")
         mine = Status(run.dataset.name, run.attempt, "processing", run=run.id)
-        store.publish(staging, prefix, lambda: _replaceable(store, mine, prefix), lambda s: _sealed(run, manifest, s))
+        store.publish(
+            staging,
+            prefix,
+            lambda: _replaceable(store, mine, prefix),
+            lambda stored: _sealed(run, manifest, stored),
+            _upward(run, staging),
+        )
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -189,6 +196,19 @@ def _replaceable(store: Store, mine: Status, prefix: str) -> set[str]:
     if there and there.attempt > mine.attempt:
         raise BusyError(f"{mine.dataset}: attempt {there.attempt} has published meanwhile", remedy="nothing is to do")
     return {*_OURS, *(str(entry["name"]) for entry in there.files())} if there else set(_OURS)
+
+
+def _upward(run: Run, staging: Path) -> Callable[[int], None]:
+    """Show how far an upload has come."""
+    total, lock, done = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file()), threading.Lock(), 0
+
+    def progress(size: int) -> None:
+        nonlocal done
+        with lock:
+            done += size
+            run.telemetry.reporter.progress("uploading", min(done, total), total)
+
+    return progress
 
 
 def _sealed(run: Run, manifest: Manifest, stored: Mapping[str, Stored]) -> tuple[str, bytes]:

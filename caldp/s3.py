@@ -5,10 +5,11 @@ boto3's AWS_* variables mean what they always mean, AWS_ENDPOINT_URL included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-from caldp.errors import CaldpError
+from caldp.errors import CaldpError, S3DownloadError, S3UploadError
 
 T = TypeVar("T")
 
@@ -17,6 +18,14 @@ TRIES = 8
 
 #: Requests in flight.
 CONNECTIONS = 10
+
+#: Variables that botocore would read from the environment only; files come before what is in them.
+_SETTINGS = {
+    "AWS_CONFIG_FILE": "config_file",
+    "AWS_SHARED_CREDENTIALS_FILE": "credentials_file",
+    "AWS_PROFILE": "profile",
+    "AWS_CA_BUNDLE": "ca_bundle",
+}
 
 #: Actions of IAM whose names are not those of the operations.
 _ACTIONS = {
@@ -63,33 +72,57 @@ _REMEDIES = {
     "SignatureDoesNotMatch": ("S3 does not accept the secret key", "export the right AWS_SECRET_ACCESS_KEY"),
     "ExpiredToken": ("the AWS credentials have expired", "sign in again"),
     "InvalidToken": ("S3 does not accept the session token", "sign in again"),
+    "PreconditionFailed": ("it was replaced meanwhile", "run it again"),
+    "InvalidObjectState": ("it is in cold storage", "restore it first"),
     "RequestTimeTooSkewed": ("the clock of this machine is wrong", "set it right"),
     "PermanentRedirect": ("the bucket is in another region", "export AWS_REGION=<that region>"),
     "AuthorizationHeaderMalformed": ("the bucket is in another region", "export AWS_REGION=<that region>"),
 }
 
 
-def client(aws: Mapping[str, str]) -> Any:  # noqa: ANN401 - botocore makes its classes at run time
+def client(aws: Mapping[str, str], *, anonymous: bool = False, **options: Any) -> Any:  # noqa: ANN401 - see below
+    """Make a client; botocore makes its class at run time.
+
+    Parameters
+    ----------
+    aws : mapping
+        AWS_* variables that count instead of those of the environment.
+    anonymous : bool, optional
+        Sign nothing, for public buckets.
+    **options
+        Of ``botocore.config.Config``, instead of ours.
+
+    Returns
+    -------
+    botocore client
+    """
     import botocore.session
+    from botocore import UNSIGNED
     from botocore.config import Config
 
     session = botocore.session.get_session()
-    if profile := aws.get("AWS_PROFILE"):
-        session.set_config_variable("profile", profile)
+    for name, setting in _SETTINGS.items():
+        # A profile of the environment gives way to keys of the environment; one that is set here would not.
+        if (value := aws.get(name)) and value != session.get_config_variable(setting):
+            session.set_config_variable(setting, value)
     if "AWS_ACCESS_KEY_ID" in aws and "AWS_SECRET_ACCESS_KEY" in aws:
         token = aws.get("AWS_SESSION_TOKEN") or None
         session.set_credentials(aws["AWS_ACCESS_KEY_ID"], aws["AWS_SECRET_ACCESS_KEY"], token)
-    tries = session.get_config_variable("max_attempts") or TRIES
+    tries = aws.get("AWS_MAX_ATTEMPTS") or session.get_config_variable("max_attempts") or TRIES
     # Not the standard mode: its quota gives up on all requests when a burst of them has met a busy server.
-    options = Config(
-        retries={"mode": "legacy", "total_max_attempts": tries},
-        max_pool_connections=2 * CONNECTIONS,
-        connect_timeout=10,
-        read_timeout=60,
-    )
+    ours: dict[str, Any] = {
+        "retries": {"mode": "legacy", "total_max_attempts": int(tries)},
+        "max_pool_connections": 2 * CONNECTIONS,
+        "connect_timeout": 10,
+        "read_timeout": 60,
+    }
+    if anonymous:
+        ours["signature_version"] = UNSIGNED
     region = aws.get("AWS_REGION") or aws.get("AWS_DEFAULT_REGION") or session.get_config_variable("region")
     endpoint = aws.get("AWS_ENDPOINT_URL_S3") or aws.get("AWS_ENDPOINT_URL") or None
-    return session.create_client("s3", region_name=region or "us-east-1", endpoint_url=endpoint, config=options)
+    return session.create_client(
+        "s3", region_name=region or "us-east-1", endpoint_url=endpoint, config=Config(**ours | options)
+    )
 
 
 def persist(read: Callable[[], T]) -> T:
@@ -149,6 +182,15 @@ def explained(where: str, act: Callable[[], T], passing: type[CaldpError], refus
         raise passing(f"{where}: {_short(error)}", remedy=remedy) from error
 
 
+@contextmanager
+def concerning(dataset: str) -> Iterator[None]:
+    """Name the dataset in what a store says of its objects."""
+    try:
+        yield
+    except (S3DownloadError, S3UploadError) as error:
+        raise type(error)(f"{dataset}: {error.message}", remedy=error.remedy) from error.__cause__
+
+
 def _refuse(kind: type[CaldpError], where: str, error: Exception) -> NoReturn:
     """Raise the error that explains why S3, or botocore before it, does not even try."""
     from botocore.exceptions import ClientError
@@ -166,7 +208,7 @@ def _refuse(kind: type[CaldpError], where: str, error: Exception) -> NoReturn:
 
 
 def code(error: Any) -> str:  # noqa: ANN401 - a ClientError, which has no types
-    return str(error.response.get("Error", {}).get("Code", ""))
+    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
 
 
 def _said(error: Any) -> str:  # noqa: ANN401 - a ClientError, which has no types

@@ -277,7 +277,9 @@ class S3Store:
         folder.mkdir()
         return folder
 
-    def publish(self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal) -> None:
+    def publish(
+        self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal, progress: Progress = quietly
+    ) -> None:
         files = {path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()}
         mark = {_RUN: os.urandom(8).hex()}
         replaceable = ours()
@@ -286,7 +288,7 @@ class S3Store:
         todo = [Copy(f"{prefix}/{name}", path, metadata=mark) for name, path in sorted(files.items())]
         stored: dict[str, Stored] = {}
         while todo:
-            sent, _ = self._send(todo, {copy.key: _as_it_is(seen, copy.key) for copy in todo})
+            sent, _ = self._send(todo, {copy.key: _as_it_is(seen, copy.key) for copy in todo}, progress)
             stored |= sent
             replaceable |= ours()  # whoever wrote here meanwhile has not taken the dataset over
             seen = {entry.key: entry.etag for entry in self.walk(prefix)}

@@ -143,7 +143,11 @@ class Store(Protocol):
         """Read a small object, or None when it is not there."""
 
     def put(self, key: str, data: bytes, mode: PutMode) -> str:
-        """Write a small object in one step and return its tag; ConflictError when ``mode`` does not hold."""
+        """Write a small object in one step and return its tag; ConflictError when ``mode`` does not hold.
+
+        Where answers can be lost on their way, a put that was done, and whose object somebody has replaced since, is a
+        conflict too.
+        """
 
     def delete(self, *keys: str) -> None:
         """Remove objects; one that is not there is no error."""
@@ -169,7 +173,9 @@ class Store(Protocol):
     def staging(self, prefix: str, run: str, scratch: Path) -> Path:
         """Return an empty local folder where the tree for ``prefix`` is put together; ``scratch`` is a place for it."""
 
-    def publish(self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal) -> None:
+    def publish(
+        self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal, progress: Progress = quietly
+    ) -> None:
         """Make the staged folder the content of ``prefix``, its seal last.
 
         ``ours()`` raises if this run must not publish, and returns the names of the files that earlier runs published

@@ -197,7 +197,12 @@ def _delete_below(url: str) -> None:
 
 @pytest.fixture
 def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test reach this machine only; a unit test that wants it overrides ``no_network`` with it."""
+    """Let a test reach this machine only, and a real bucket if there is one to be tested.
+
+    A unit test that uses an emulator overrides ``no_network`` with this.
+    """
+    if REAL_OUTPUTS:
+        return
     connect = socket.socket.connect
 
     def to_here(self: socket.socket, address: Any) -> None:

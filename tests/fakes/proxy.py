@@ -334,7 +334,7 @@ class _Handler(StreamRequestHandler):
             request.fault = "dropped"
             plan.action()
             return False
-        request.fault = proxy._fault(method)
+        request.fault = "" if plan else proxy._fault(method)
         stays = message.headers.get("connection", "").lower() != "close"
         if request.fault in _ERRORS:
             self._refuse(request)

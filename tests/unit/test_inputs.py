@@ -1,4 +1,4 @@
-"""Fetch: exactly this dataset's files, checked before any program runs."""
+"""Fetch: exactly this dataset's files, checked before any program runs; alike from a directory and from a bucket."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from astropy.io import fits
 
-from caldp.errors import InputError
+from caldp.errors import InputError, S3DownloadError, S3DownloadRefusedError
 from caldp.expectations import Material, Member, Raw
 from caldp.inputs import Inputs, fetch
 from caldp.run import Run
+from caldp.store import Entry
 from tests.conftest import RunFactory
 from tests.fakes import direct, mosaic, stis
+from tests.fakes.bucket import BUCKET, FakeBucket
 from tests.fakes.cos import compress, truncate, write_asn, write_raw, write_support
 from tests.fakes.reporter import FakeReporter
 
@@ -26,6 +28,32 @@ Fetch = Callable[..., Inputs]
 
 ASN = "ldfd01010"
 MEMBERS = (("ldfd01vnq", "EXP-FP", True), ("ldfd01vpq", "EXP-FP", True), (ASN, "PROD-FP", True))
+
+
+#: How the tests call the folder: set by ``bucket``.
+_places: dict[str, Path] = {}
+
+on_disk_only = pytest.mark.parametrize("bucket", ["file"], indirect=True)
+in_a_bucket_only = pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+
+
+@pytest.fixture(autouse=True, params=["file", "s3"])
+def bucket(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeBucket]:
+    """Run each test twice: the folder is a directory, and it is a prefix of a bucket."""
+    fake = FakeBucket.of(tmp_path)
+    monkeypatch.setattr("caldp.inputs._Bucket", fake)
+    monkeypatch.setitem(globals(), "_places", {request.param: tmp_path})
+    return fake
+
+
+def at(path: Path) -> str:
+    """Return the URI of a folder or file."""
+    return f"file:{path}" if "file" in _places else shown(path)
+
+
+def shown(path: Path) -> str:
+    """Return what messages call it."""
+    return str(path) if "file" in _places else f"{BUCKET}/{path.relative_to(_places['s3'])}"
 
 
 @pytest.fixture
@@ -79,7 +107,7 @@ def content(folder: Path) -> dict[Path, tuple[bytes, int]]:
 
 def refused(run: Run, folder: Path, *words: str) -> InputError:
     with pytest.raises(InputError) as caught:
-        fetch(run, f"file:{folder}")
+        fetch(run, at(folder))
     assert caught.value.exit_code == 21
     for word in (run.dataset.name, *words):
         assert word in str(caught.value)
@@ -93,13 +121,13 @@ def refused(run: Run, folder: Path, *words: str) -> InputError:
 def test_an_exposure(run: Run, folder: Path) -> None:
     path = write_raw(folder, "ldfd01vnq", FPPOS=2)
     write_support(folder, "ldfd01vnq")
-    inputs = fetch(run, f"file:{folder}")
+    inputs = fetch(run, at(folder))
     assert names(inputs) == ["ldfd01vnq_rawtag_a.fits", "ldfd01vnq_spt.fits"]
     assert (inputs.kind, inputs.association, inputs.members) == ("exposure", None, ())
     assert (inputs.exposures, inputs.roots) == (("ldfd01vnq",), ("ldfd01vnq",))
     assert (inputs.poller, inputs.settings_file, inputs.settings) == (None, None, {})
     raw = inputs.raw[0]
-    assert (raw.root, raw.suffix, raw.source) == ("ldfd01vnq", "rawtag_a", str(path))
+    assert (raw.root, raw.suffix, raw.source) == ("ldfd01vnq", "rawtag_a", shown(path))
     assert raw.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert raw.size == path.stat().st_size
     facts = {k: raw.facts[k] for k in ("FPPOS", "EXPTYPE", "NUMFLASH", "EVENTS", "INSTRUME")}
@@ -113,7 +141,7 @@ def test_d4_siblings_are_left_alone(run: Run, folder: Path) -> None:
         write_raw(folder, sibling)
         write_support(folder, sibling)
     write_asn(folder, ASN, *MEMBERS)
-    assert names(fetch(run, f"file:{folder}")) == ["ldfd01vnq_rawtag_a.fits"]
+    assert names(fetch(run, at(folder))) == ["ldfd01vnq_rawtag_a.fits"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +153,7 @@ def test_other_files_are_ignored(run: Run, folder: Path, name: str) -> None:
     write_raw(folder, "ldfd01vnq")
     (folder / name).write_bytes(b"junk")
     (folder / "ldfd01vnq_spt.fits").mkdir()
-    assert names(fetch(run, f"file:{folder}")) == ["ldfd01vnq_rawtag_a.fits"]
+    assert names(fetch(run, at(folder))) == ["ldfd01vnq_rawtag_a.fits"]
 
 
 def test_d7_raw_in_the_name_of_a_directory_means_nothing(run: Run, tmp_path: Path) -> None:
@@ -141,9 +169,10 @@ def test_support_beside_a_tarball_does_not_hide_it(run: Run, folder: Path, tmp_p
     with tarfile.open(folder / "ldfd01vnq.tar.gz", "w:gz") as tar:
         tar.add(raw, raw.name)
     write_support(folder, "ldfd01vnq")
-    assert [f.name for f in fetch(run, f"file:{folder}").files] == ["ldfd01vnq_rawtag_a.fits"]
+    assert [f.name for f in fetch(run, at(folder)).files] == ["ldfd01vnq_rawtag_a.fits"]
 
 
+@on_disk_only
 def test_d22_raw_fits_in_the_current_directory(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_raw(folder, "ldfd01vnq")
     monkeypatch.chdir(folder)
@@ -153,12 +182,12 @@ def test_d22_raw_fits_in_the_current_directory(run: Run, folder: Path, monkeypat
 @pytest.mark.parametrize("suffix", ["rawtag", "rawtag_b", "rawaccum", "rawaccum_a", "rawimage", "rawacq"])
 def test_every_kind_of_raw_data(run: Run, folder: Path, suffix: str) -> None:
     write_raw(folder, "ldfd01vnq", suffix)
-    assert [f.suffix for f in fetch(run, f"file:{folder}").raw] == [suffix]
+    assert [f.suffix for f in fetch(run, at(folder)).raw] == [suffix]
 
 
 def test_an_association(asn_run: Run, association: Path) -> None:
     write_raw(association, "ldfd01vrq")
-    inputs = fetch(asn_run, f"file:{association}")
+    inputs = fetch(asn_run, at(association))
     assert names(inputs) == [
         "ldfd01010_asn.fits",
         "ldfd01010_spt.fits",
@@ -177,7 +206,7 @@ def test_an_association(asn_run: Run, association: Path) -> None:
 def test_inputs_stay_as_they_were(asn_run: Run, association: Path) -> None:
     compress(association / "ldfd01vpq_rawtag_a.fits")
     before = content(association)
-    inputs = fetch(asn_run, f"file:{association}")
+    inputs = fetch(asn_run, at(association))
     with fits.open(inputs.directory / inputs.raw[0].name, mode="update") as hdus:
         hdus[0].header["CHANGED"] = True
     assert content(association) == before
@@ -187,7 +216,7 @@ def test_inputs_stay_as_they_were(asn_run: Run, association: Path) -> None:
 def test_read_only_inputs_become_writable_copies(run: Run, folder: Path) -> None:
     path = write_raw(folder, "ldfd01vnq")
     path.chmod(0o444)
-    inputs = fetch(run, f"file:{folder}")
+    inputs = fetch(run, at(folder))
     assert (inputs.directory / path.name).stat().st_mode & 0o200
 
 
@@ -198,7 +227,7 @@ def test_gz(run: Run, folder: Path) -> None:
     plain = write_raw(folder, "ldfd01vnq")
     data = plain.read_bytes()
     compress(plain)
-    raw = fetch(run, f"file:{folder}").raw[0]
+    raw = fetch(run, at(folder)).raw[0]
     assert raw.name == "ldfd01vnq_rawtag_a.fits"
     assert (run.workspace.inputs / raw.name).read_bytes() == data
     assert (raw.size, raw.sha256) == (len(data), hashlib.sha256(data).hexdigest())
@@ -208,14 +237,14 @@ def test_gz(run: Run, folder: Path) -> None:
 def test_plain_is_preferred_to_gz(run: Run, folder: Path) -> None:
     compress(write_raw(folder, "ldfd01vnq", FPPOS=1))
     write_raw(folder, "ldfd01vnq", FPPOS=2)
-    inputs = fetch(run, f"file:{folder}")
+    inputs = fetch(run, at(folder))
     assert [f.facts["FPPOS"] for f in inputs.raw] == [2]
     assert any("ldfd01vnq_rawtag_a.fits.gz" in text for text in warnings(run))
 
 
 def test_plain_is_preferred_to_gz_for_members_too(asn_run: Run, association: Path) -> None:
     (association / "ldfd01vpq_rawtag_a.fits.gz").write_bytes(b"whatever")
-    fetch(asn_run, f"file:{association}")
+    fetch(asn_run, at(association))
     assert any("ldfd01vpq_rawtag_a.fits.gz" in text for text in warnings(asn_run))
 
 
@@ -250,13 +279,13 @@ def test_a_tarball(run: Run, folder: Path, name: str, mode: str) -> None:
     write_raw(folder, "ldfd01vpq")
     write_support(folder, "ldfd01vnq")
     before = pack(folder, name, mode).read_bytes()
-    assert names(fetch(run, f"file:{folder}")) == ["ldfd01vnq_rawtag_a.fits", "ldfd01vnq_spt.fits"]
+    assert names(fetch(run, at(folder))) == ["ldfd01vnq_rawtag_a.fits", "ldfd01vnq_spt.fits"]
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {name: before}
 
 
 def test_a_tarball_of_an_association(asn_run: Run, association: Path) -> None:
     pack(association, f"{ASN}.tar.gz")
-    assert exposures(fetch(asn_run, f"file:{association}")) == ("ldfd01vnq", "ldfd01vpq")
+    assert exposures(fetch(asn_run, at(association))) == ("ldfd01vnq", "ldfd01vpq")
 
 
 def test_the_tarball_of_another_dataset_is_not_touched(run: Run, folder: Path) -> None:
@@ -274,7 +303,7 @@ def test_the_right_tarball_with_the_wrong_content(run: Run, folder: Path) -> Non
 def test_a_tarball_is_not_asked_for_where_the_files_are(run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq")
     (folder / "ldfd01vnq.tar.gz").write_bytes(b"whatever")
-    assert names(fetch(run, f"file:{folder}")) == ["ldfd01vnq_rawtag_a.fits"]
+    assert names(fetch(run, at(folder))) == ["ldfd01vnq_rawtag_a.fits"]
 
 
 def test_d26_a_tarball_that_tries_to_write_elsewhere_is_refused(run: Run, folder: Path) -> None:
@@ -296,7 +325,7 @@ def test_only_inputs_are_taken_out_of_a_tarball(run: Run, folder: Path, tmp_path
             (tmp_path / name).write_text("no")
             archive.add(tmp_path / name, f"a/{name}")
     (folder / "ldfd01vnq_rawtag_a.fits").unlink()
-    fetch(run, f"file:{folder}")
+    fetch(run, at(folder))
     assert [p.name for p in (run.workspace.root / "unpacked").iterdir()] == ["ldfd01vnq_rawtag_a.fits"]
 
 
@@ -329,7 +358,7 @@ def test_a_member_that_was_not_taken(asn_run: Run, folder: Path) -> None:
     write_asn(folder, ASN, ("ldfd01vnq", "EXP-FP", True), ("ldfd01vpq", "EXP-FP", False), (ASN, "PROD-FP", True))
     write_raw(folder, "ldfd01vnq")
     write_raw(folder, "ldfd01vpq")
-    inputs = fetch(asn_run, f"file:{folder}")
+    inputs = fetch(asn_run, at(folder))
     assert exposures(inputs) == ("ldfd01vnq",)
     assert names(inputs) == ["ldfd01010_asn.fits", "ldfd01vnq_rawtag_a.fits"]
     assert any("ldfd01vpq" in text for text in warnings(asn_run))
@@ -338,7 +367,7 @@ def test_a_member_that_was_not_taken(asn_run: Run, folder: Path) -> None:
 def test_a_product_that_is_not_there_yet(asn_run: Run, folder: Path) -> None:
     write_asn(folder, ASN, ("ldfd01vnq", "EXP-FP", True), (ASN, "PROD-FP", False))
     write_raw(folder, "ldfd01vnq")
-    assert exposures(fetch(asn_run, f"file:{folder}")) == ("ldfd01vnq",)
+    assert exposures(fetch(asn_run, at(folder))) == ("ldfd01vnq",)
     assert warnings(asn_run) == []
 
 
@@ -346,7 +375,7 @@ def test_a_table_without_the_column_memprsnt(asn_run: Run, folder: Path) -> None
     write_asn(folder, ASN, *MEMBERS, present=False)
     write_raw(folder, "ldfd01vnq")
     write_raw(folder, "ldfd01vpq")
-    assert exposures(fetch(asn_run, f"file:{folder}")) == ("ldfd01vnq", "ldfd01vpq")
+    assert exposures(fetch(asn_run, at(folder))) == ("ldfd01vnq", "ldfd01vpq")
 
 
 @pytest.mark.parametrize(
@@ -378,6 +407,7 @@ def test_an_association_table_with_other_columns(asn_run: Run, folder: Path) -> 
 # ---- damage
 
 
+@on_disk_only
 def test_no_directory(run: Run, tmp_path: Path) -> None:
     refused(run, tmp_path / "nowhere", "no input directory", "nowhere")
     (tmp_path / "file").touch()
@@ -385,7 +415,7 @@ def test_no_directory(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_file(run: Run, folder: Path) -> None:
-    refused(run, folder, "no ldfd01vnq_asn.fits or ldfd01vnq_raw*.fits", str(folder))
+    refused(run, folder, f"no ldfd01vnq_asn.fits or ldfd01vnq_raw*.fits and no ldfd01vnq.tar.gz in {shown(folder)}")
 
 
 def test_support_alone_is_not_enough(run: Run, folder: Path) -> None:
@@ -454,7 +484,7 @@ def test_no_events(run: Run, folder: Path) -> None:
 def test_no_events_in_one_segment(run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq", "rawtag_a")
     write_raw(folder, "ldfd01vnq", "rawtag_b", events=0)
-    inputs = fetch(run, f"file:{folder}")
+    inputs = fetch(run, at(folder))
     assert inputs.empty == ("ldfd01vnq_rawtag_b.fits",)
     assert [text for text in warnings(run) if "ldfd01vnq_rawtag_b.fits" in text]
 
@@ -477,12 +507,12 @@ def test_no_events_in_one_member(asn_run: Run, association: Path) -> None:
 def test_the_material_leaves_out_what_is_empty(run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq", "rawtag_a")
     write_raw(folder, "ldfd01vnq", "rawtag_b", events=0)
-    inputs = fetch(run, f"file:{folder}")
+    inputs = fetch(run, at(folder))
     assert inputs.material == Material("ldfd01vnq", (Raw("ldfd01vnq", "rawtag_a", inputs.raw[0].facts),))
 
 
 def test_the_material_of_an_association(asn_run: Run, association: Path) -> None:
-    material = fetch(asn_run, f"file:{association}").material
+    material = fetch(asn_run, at(association)).material
     assert material.dataset == ASN
     assert [(raw.root, raw.facts["FPPOS"]) for raw in material.raws] == [("ldfd01vnq", 1), ("ldfd01vpq", 2)]
     assert material.members == tuple(Member(root, kind) for root, kind, _ in MEMBERS)
@@ -496,7 +526,7 @@ def test_an_association_may_be_of_another_name_in_its_last_place(
     write_asn(folder, "j8bt09040", *[(root, "EXP-CRJ", True) for root in members], (product, "PROD-CRJ", False))
     for root in members:
         direct.write_direct(folder, root)
-    inputs = fetch(make_run("j8bt09040"), f"file:{folder}")
+    inputs = fetch(make_run("j8bt09040"), at(folder))
     assert inputs.members[-1] == Member(product, "PROD-CRJ")
     assert product in inputs.roots
     assert exposures(inputs) == members
@@ -521,7 +551,7 @@ def test_the_wrong_camera(make_run: RunFactory, folder: Path, dataset: str, kind
 def test_a_number_that_is_none(make_run: RunFactory, folder: Path, value: Any) -> None:
     write_raw(folder, "ldfd01vnq", FPPOS=value)
     if value == 2.5:
-        assert fetch(make_run("ldfd01vnq"), f"file:{folder}").raw[0].facts["FPPOS"] == 2
+        assert fetch(make_run("ldfd01vnq"), at(folder)).raw[0].facts["FPPOS"] == 2
     else:
         refused(make_run("ldfd01vnq"), folder, "ldfd01vnq_rawtag_a.fits", "damaged header")
 
@@ -539,7 +569,7 @@ def test_settings(run: Run, folder: Path, packed: bool) -> None:
             for path in (folder / "ldfd01vnq_cal_env.txt", folder / "ldfd01vnq_rawtag_a.fits"):
                 archive.add(path, path.name)
                 path.unlink()
-    inputs = fetch(run, f"file:{folder}")
+    inputs = fetch(run, at(folder))
     assert names(inputs) == ["ldfd01vnq_cal_env.txt", "ldfd01vnq_rawtag_a.fits"]
     assert inputs.settings == {"OMP_NUM_THREADS": "2"}
     assert inputs.settings_file is not None
@@ -552,7 +582,7 @@ def test_settings_beside_a_tarball_count_too(run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq")
     pack(folder)
     (folder / "ldfd01vnq_cal_env.txt").write_text("OMP_NUM_THREADS=2\n")
-    assert fetch(run, f"file:{folder}").settings == {"OMP_NUM_THREADS": "2"}
+    assert fetch(run, at(folder)).settings == {"OMP_NUM_THREADS": "2"}
 
 
 def test_an_association_table_or_a_wavecal_alone_does_not_hide_a_tarball(
@@ -568,8 +598,8 @@ def test_an_association_table_or_a_wavecal_alone_does_not_hide_a_tarball(
                 tar.add(path, path.name)
     write_asn(folder, "ldfd01vnq", ("ldfd01vpq", "EXP-FP", True))
     write_support(folder, SPECTRUM, "wav")
-    assert [f.name for f in fetch(run, f"file:{folder}").raw] == ["ldfd01vnq_rawtag_a.fits"]
-    assert [f.name for f in fetch(stis_run, f"file:{folder}").raw] == [f"{SPECTRUM}_raw.fits"]
+    assert [f.name for f in fetch(run, at(folder)).raw] == ["ldfd01vnq_rawtag_a.fits"]
+    assert [f.name for f in fetch(stis_run, at(folder)).raw] == [f"{SPECTRUM}_raw.fits"]
 
 
 def test_a_tarball_may_be_named_itself(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -577,19 +607,20 @@ def test_a_tarball_may_be_named_itself(run: Run, folder: Path, tmp_path: Path) -
     pack(folder)
     tarball = (folder / "ldfd01vnq.tar.gz").rename(tmp_path / "mine.tgz")
     (tmp_path / "ldfd01vnq_rawtag_b.fits").write_bytes(b"not looked at")
-    assert names(fetch(run, f"file:{tarball}")) == ["ldfd01vnq_rawtag_a.fits"]
+    assert names(fetch(run, at(tarball))) == ["ldfd01vnq_rawtag_a.fits"]
 
 
+@on_disk_only
 def test_a_file_that_is_no_tarball(run: Run, folder: Path) -> None:
     raw = write_raw(folder, "ldfd01vnq")
     with pytest.raises(InputError, match="it is a file"):
-        fetch(run, f"file:{raw}")
+        fetch(run, at(raw))
 
 
 def test_loose_raw_data_come_before_a_tarball_with_a_warning(run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq")
     (folder / "ldfd01vnq.tar.gz").write_bytes(b"not looked at")
-    assert names(fetch(run, f"file:{folder}")) == ["ldfd01vnq_rawtag_a.fits"]
+    assert names(fetch(run, at(folder))) == ["ldfd01vnq_rawtag_a.fits"]
     assert "ldfd01vnq.tar.gz" in run.telemetry.warnings[0]
 
 
@@ -610,7 +641,7 @@ def test_exposures_of_another_visit_are_refused(visit_run: Run, visit: Path) -> 
 def test_settings_of_another_dataset(run: Run, folder: Path) -> None:
     write_raw(folder, "ldfd01vnq")
     (folder / "ldfd01vpq_cal_env.txt").write_text("OMP_NUM_THREADS=2\n")
-    assert fetch(run, f"file:{folder}").settings_file is None
+    assert fetch(run, at(folder)).settings_file is None
 
 
 # ---- STIS: files are named after the association, and go with others
@@ -636,7 +667,7 @@ def test_stis_files_are_named_after_the_association(stis_run: Run, spectra: Path
     write_support(spectra, SPECTRUM, "epc")
     write_support(spectra, "obes03cxq", "epc")
     stis.write_stis(spectra, "obes03020")
-    inputs = fetch(stis_run, f"file:{spectra}")
+    inputs = fetch(stis_run, at(spectra))
     assert names(inputs) == [f"{SPECTRUM}_{suffix}.fits" for suffix in ("asn", "epc", "raw", "wav")]
     assert (inputs.kind, inputs.members, inputs.exposures) == ("association", (), (SPECTRUM,))
     assert [(f.suffix, f.facts["NEXTEND"]) for f in inputs.raw] == [("raw", 6)]
@@ -645,7 +676,7 @@ def test_stis_files_are_named_after_the_association(stis_run: Run, spectra: Path
 
 def test_stis_without_a_table(stis_run: Run, spectra: Path) -> None:
     (spectra / f"{SPECTRUM}_asn.fits").unlink()
-    assert fetch(stis_run, f"file:{spectra}").kind == "exposure"
+    assert fetch(stis_run, at(spectra)).kind == "exposure"
 
 
 def test_stis_with_a_damaged_table(stis_run: Run, spectra: Path) -> None:
@@ -661,13 +692,13 @@ def test_stis_without_its_wavelength_calibration(stis_run: Run, spectra: Path) -
 @pytest.mark.parametrize("header", [{"WAVECORR": "OMIT"}, {"WAVECAL": "N/A"}, {"OBSTYPE": "IMAGING"}])
 def test_stis_that_needs_no_wavelength_calibration(stis_run: Run, folder: Path, header: dict[str, str]) -> None:
     stis.write_stis(folder, SPECTRUM, **header)
-    assert names(fetch(stis_run, f"file:{folder}")) == [f"{SPECTRUM}_raw.fits"]
+    assert names(fetch(stis_run, at(folder))) == [f"{SPECTRUM}_raw.fits"]
 
 
 def test_stis_wavelength_calibration_alone(stis_run: Run, folder: Path) -> None:
     stis.write_stis(folder, SPECTRUM, "wav", EXPTYPE="WAVECAL", WAVECAL="N/A")
     write_support(folder, SPECTRUM, "spt")
-    inputs = fetch(stis_run, f"file:{folder}")
+    inputs = fetch(stis_run, at(folder))
     assert [(f.name, f.suffix) for f in inputs.raw] == [(f"{SPECTRUM}_wav.fits", "wav")]
     assert [f.suffix for f in inputs.support] == ["spt"]
 
@@ -707,7 +738,7 @@ def visit(folder: Path) -> Path:
 
 def test_a_visit(visit_run: Run, visit: Path) -> None:
     mosaic.write_calibrated(visit, "j8ph01g5q_flc.fits")
-    inputs = fetch(visit_run, f"file:{visit}")
+    inputs = fetch(visit_run, at(visit))
     assert names(inputs) == [f"{VISIT}_input.out", *FLCS]
     assert (inputs.kind, inputs.association, inputs.members) == ("mosaic", None, ())
     assert inputs.poller is not None
@@ -719,7 +750,7 @@ def test_a_sky_cell(make_run: RunFactory, folder: Path) -> None:
     exposure = "hst_11657_01_wfc3_uvis_f547m_ib8t01aa_flc.fits"
     mosaic.write_calibrated(folder, exposure, "WFC3", "UVIS", ROOTNAME="ib8t01aaq")
     mosaic.write_cell(folder, CELL, "11657", {exposure: "F547M"})
-    inputs = fetch(make_run(CELL), f"file:{folder}")
+    inputs = fetch(make_run(CELL), at(folder))
     assert names(inputs) == [exposure, f"{CELL}_input.out"]
     assert inputs.raw[0].root == exposure.removesuffix("_flc.fits")
 
@@ -735,7 +766,7 @@ def test_exposures_of_a_mosaic_may_be_compressed_and_are_taken_once(visit_run: R
     compress(visit / "j8ph01g3q_flc.fits")
     rows = (visit / f"{VISIT}_input.out").read_text().split()
     mosaic.write_poller(visit, VISIT, *rows, "", rows[0])
-    assert [f.name for f in fetch(visit_run, f"file:{visit}").raw] == list(FLCS)
+    assert [f.name for f in fetch(visit_run, at(visit)).raw] == list(FLCS)
 
 
 def test_a_mosaic_in_a_tarball(visit_run: Run, visit: Path) -> None:
@@ -743,7 +774,7 @@ def test_a_mosaic_in_a_tarball(visit_run: Run, visit: Path) -> None:
         for path in (visit / f"{VISIT}_input.out", *(visit / name for name in FLCS)):
             archive.add(path, path.name)
             path.unlink()
-    assert names(fetch(visit_run, f"file:{visit}")) == [f"{VISIT}_input.out", *FLCS]
+    assert names(fetch(visit_run, at(visit))) == [f"{VISIT}_input.out", *FLCS]
 
 
 def test_a_mosaic_without_its_list(visit_run: Run, visit: Path) -> None:
@@ -790,3 +821,116 @@ def test_exposures_of_a_mosaic_are_checked(visit_run: Run, visit: Path, header: 
 def test_an_exposure_of_a_mosaic_that_is_cut_off(visit_run: Run, visit: Path) -> None:
     truncate(visit / "j8ph01g3q_flc.fits", 0.7)
     refused(visit_run, visit, "j8ph01g3q_flc.fits", "not whole FITS")
+
+
+# ---- in a bucket
+
+
+@in_a_bucket_only
+def test_of_a_full_prefix_only_the_visit_is_listed(asn_run: Run, association: Path, bucket: type[FakeBucket]) -> None:
+    for number in range(300):
+        (association / f"lxyz01{number:03}_rawtag_a.fits").touch()
+    write_raw(association, "ldfd01vrq")
+    inputs = fetch(asn_run, at(association))
+    assert bucket.listed == ["ldfd01"]
+    assert sorted(bucket.downloaded) == names(inputs)
+    assert not list((asn_run.workspace.root / "downloaded").iterdir())
+
+
+@in_a_bucket_only
+def test_a_member_of_another_visit(asn_run: Run, folder: Path, bucket: type[FakeBucket]) -> None:
+    write_asn(folder, ASN, ("ldfd01vnq", "EXP-FP", True), ("ldfd02vpq", "EXP-FP", True), (ASN, "PROD-FP", True))
+    for root in ("ldfd01vnq", "ldfd02vpq"):
+        write_raw(folder, root)
+    assert exposures(fetch(asn_run, at(folder))) == ("ldfd01vnq", "ldfd02vpq")
+    assert bucket.listed == ["ldfd01", "ldfd02"]
+
+
+@in_a_bucket_only
+def test_exposures_of_a_mosaic_are_listed_by_visit(
+    make_run: RunFactory, visit_run: Run, visit: Path, bucket: type[FakeBucket]
+) -> None:
+    fetch(visit_run, at(visit))
+    assert bucket.listed == [VISIT, "j8ph01"]
+    bucket.listed.clear()
+    exposure = "hst_11657_01_wfc3_uvis_f547m_ib8t01aa_flc.fits"
+    mosaic.write_calibrated(visit, exposure, "WFC3", "UVIS", ROOTNAME="ib8t01aaq")
+    mosaic.write_cell(visit, CELL, "11657", {exposure: "F547M"})
+    fetch(make_run(CELL), at(visit))
+    assert bucket.listed == [CELL, "hst_11657_01_"]
+
+
+@in_a_bucket_only
+@pytest.mark.parametrize("form", ["{0}/", "{0}/ldfd01vnq.tar.gz"])
+def test_a_tarball_of_a_bucket(run: Run, folder: Path, bucket: type[FakeBucket], form: str) -> None:
+    write_raw(folder, "ldfd01vnq")
+    pack(folder)
+    inputs = fetch(run, form.format(at(folder)))
+    assert [f.source for f in inputs.files] == [f"{shown(folder)}/ldfd01vnq.tar.gz:ldfd01vnq_rawtag_a.fits"]
+    assert bucket.downloaded == ["ldfd01vnq.tar.gz"]
+    assert not list((run.workspace.root / "downloaded").iterdir())
+
+
+@in_a_bucket_only
+def test_settings_beside_a_tarball_that_is_named(run: Run, folder: Path) -> None:
+    write_raw(folder, "ldfd01vnq")
+    pack(folder)
+    (folder / "ldfd01vnq_cal_env.txt").write_text("OMP_NUM_THREADS=2\n")
+    assert fetch(run, f"{at(folder)}/ldfd01vnq.tar.gz").settings == {"OMP_NUM_THREADS": "2"}
+
+
+@in_a_bucket_only
+@pytest.mark.parametrize("uri", ["s3://fake", "s3://fake/"])
+def test_inputs_that_are_the_whole_bucket(run: Run, tmp_path: Path, uri: str) -> None:
+    write_raw(tmp_path, "ldfd01vnq")
+    assert [f.source for f in fetch(run, uri).raw] == ["s3://fake/ldfd01vnq_rawtag_a.fits"]
+
+
+@in_a_bucket_only
+def test_a_tarball_that_is_named_and_not_there(run: Run, folder: Path) -> None:
+    write_raw(folder, "ldfd01vnq")
+    with pytest.raises(InputError, match=f"ldfd01vnq: there is no object {BUCKET}/raw: data/no.tgz"):
+        fetch(run, f"{at(folder)}/no.tgz")
+
+
+@in_a_bucket_only
+def test_progress(asn_run: Run, association: Path) -> None:
+    inputs = fetch(asn_run, at(association))
+    assert isinstance(asn_run.telemetry.reporter, FakeReporter)
+    told = asn_run.telemetry.reporter.progressed
+    rest = sum(f.size for f in inputs.files if f.suffix != "asn")
+    assert told[0] == ("download", told[0][2], told[0][2])  # the table alone: it names the others
+    assert [total for _, _, total in told[1:]] == [rest] * 5
+    assert told[-1] == ("download", rest, rest)
+
+
+@in_a_bucket_only
+def test_an_object_that_is_removed_meanwhile(run: Run, folder: Path, bucket: type[FakeBucket]) -> None:
+    path = write_raw(folder, "ldfd01vnq")
+    listing = bucket.beginning
+
+    def vanishing(self: FakeBucket, stem: str) -> dict[str, Entry]:
+        found = listing(self, stem)
+        path.unlink()
+        return found
+
+    bucket.beginning = vanishing  # type: ignore[method-assign]
+    refused(run, folder, f"{shown(path)} has just been removed")
+
+
+@in_a_bucket_only
+@pytest.mark.parametrize("operation", ["beginning", "download"])
+@pytest.mark.parametrize("kind", [S3DownloadError, S3DownloadRefusedError])
+def test_errors_of_s3_name_the_dataset(
+    run: Run, folder: Path, bucket: type[FakeBucket], operation: str, kind: type[S3DownloadError]
+) -> None:
+    write_raw(folder, "ldfd01vnq")
+
+    def fail(*_: object) -> None:
+        raise kind("s3://fake/x: access denied", remedy="ask")
+
+    setattr(bucket, operation, fail)
+    with pytest.raises(S3DownloadError) as caught:
+        fetch(run, at(folder))
+    assert type(caught.value) is kind
+    assert str(caught.value) == "ldfd01vnq: s3://fake/x: access denied; ask"

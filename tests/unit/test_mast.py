@@ -744,7 +744,7 @@ def test_s3_without_credentials(make: Make, s3: Any, s3_server: str, monkeypatch
 def test_s3_that_does_not_answer(make: Make, s3: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    run = make("acs_8ph_01", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", CALDP_MAST_TRIES="1")
+    run = make("acs_8ph_01", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_MAX_ATTEMPTS="1")
     with pytest.raises(S3DownloadError, match="Could not connect"):
         download(run, "astroquery:s3://pollers")
 
