@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import caldp
-from caldp import programs
+from caldp import programs, unpublished
 from caldp.errors import OutputError, ProgramMemoryError
 from caldp.fitsfile import damage, read_header, update_header
 from caldp.inputs import Inputs
@@ -54,6 +54,8 @@ class Products:
         Why nothing was calibrated; empty otherwise.
     versions : dict
         Versions of the calibration programs, as they wrote them into the products.
+    programs : tuple of dict
+        What an earlier run recorded of its programs, where the products are its.
     """
 
     files: tuple[Path, ...]
@@ -61,6 +63,7 @@ class Products:
     previewed: tuple[Path, ...]
     reason: str
     versions: dict[str, str]
+    programs: tuple[dict[str, Any], ...] = ()
 
     def __str__(self) -> str:
         size = sum(f.stat().st_size for f in self.files)
@@ -93,6 +96,8 @@ def calibrate(run: Run, inputs: Inputs, references: References) -> Products:
         If it found no space for its products.
     """
     with run.telemetry.stage("calibrate") as stage:
+        if kept := unpublished.take(run, inputs, references):
+            return kept
         _stamp(run, inputs)
         reasons = [_run_program(run, inputs, references, program) for program in run.recipe.programs]
         products = _gather(run, inputs, next((reason for reason in reasons if reason), ""))

@@ -18,6 +18,7 @@ from typing import Any
 
 from caldp.errors import BusyError, OutputError
 from caldp.store import (
+    NO_SUMS,
     Blob,
     ConflictError,
     Copy,
@@ -160,7 +161,13 @@ class LocalStore:
         return folder
 
     def publish(
-        self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal, progress: Progress = quietly
+        self,
+        staging: Path,
+        prefix: str,
+        ours: Callable[[], set[str]],
+        seal: Seal,
+        progress: Progress = quietly,
+        sums: Mapping[str, str] = NO_SUMS,
     ) -> None:
         target = self._path(prefix)
         name, content = seal({})

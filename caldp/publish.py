@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import caldp
-from caldp import messages
+from caldp import messages, unpublished
 from caldp.calibrate import Products
 from caldp.create_preview import Preview
-from caldp.errors import BusyError
+from caldp.errors import BusyError, S3UploadError
 from caldp.inputs import Inputs
 from caldp.messages import Status
 from caldp.references import References
@@ -162,10 +162,15 @@ def publish(
             lambda: _replaceable(store, mine, prefix),
             lambda stored: _sealed(run, manifest, stored),
             _upward(run, staging),
+            {entry["name"]: entry["sha256"] for entry in manifest.files()},
         )
-    except BaseException:
+    except S3UploadError as error:
+        kept = unpublished.keep(run, inputs, references, products, staging)
+        remedy = f"{error.remedy}; the products are kept in {kept}: the same command publishes them" if kept else ""
+        raise type(error)(error.message, remedy=remedy or error.remedy) from error
+    finally:
         shutil.rmtree(staging, ignore_errors=True)
-        raise
+    unpublished.forget(run)
     return manifest
 
 
@@ -245,7 +250,7 @@ def _record(
         "products": [],
         "previews": [],
         "references": [f.to_json() for f in references.files],
-        "programs": [p.to_json() for s in run.telemetry.stages for p in s.programs],
+        "programs": [*products.programs, *(p.to_json() for s in run.telemetry.stages for p in s.programs)],
         "warnings": list(run.telemetry.warnings),
     }
 

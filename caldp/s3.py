@@ -5,8 +5,11 @@ boto3's AWS_* variables mean what they always mean, AWS_ENDPOINT_URL included.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
 from caldp.errors import CaldpError, S3DownloadError, S3UploadError
@@ -18,6 +21,9 @@ TRIES = 8
 
 #: Requests in flight.
 CONNECTIONS = 10
+
+#: Size of the parts of a large object, bytes.
+PART = 16 << 20
 
 #: Variables that botocore would read from the environment only; files come before what is in them.
 _SETTINGS = {
@@ -72,7 +78,6 @@ _REMEDIES = {
     "SignatureDoesNotMatch": ("S3 does not accept the secret key", "export the right AWS_SECRET_ACCESS_KEY"),
     "ExpiredToken": ("the AWS credentials have expired", "sign in again"),
     "InvalidToken": ("S3 does not accept the session token", "sign in again"),
-    "PreconditionFailed": ("it was replaced meanwhile", "run it again"),
     "InvalidObjectState": ("it is in cold storage", "restore it first"),
     "RequestTimeTooSkewed": ("the clock of this machine is wrong", "set it right"),
     "PermanentRedirect": ("the bucket is in another region", "export AWS_REGION=<that region>"),
@@ -125,6 +130,71 @@ def client(aws: Mapping[str, str], *, anonymous: bool = False, **options: Any) -
     )
 
 
+@contextmanager
+def transfers(client: Any) -> Iterator[Any]:  # noqa: ANN401 - s3transfer has no types
+    """Move files in parallel: gives a TransferManager.
+
+    A run that is stopped (an exception that is no ``Exception``) does not wait for a server that is silent.
+    """
+    from s3transfer.manager import TransferConfig, TransferManager
+
+    config = TransferConfig(
+        multipart_threshold=PART,
+        multipart_chunksize=PART,
+        max_request_concurrency=CONNECTIONS,
+        num_download_attempts=TRIES,
+    )
+    manager = TransferManager(client, config, executor_cls=_Threads)
+    # Its end cancels what is left, if there was an exception, and then waits (shutdown(cancel=True) is broken).
+    try:
+        yield manager
+    except Exception as error:
+        manager.__exit__(type(error), error, None)
+        raise
+    except BaseException as stop:
+        threading.Thread(target=manager.__exit__, args=(type(stop), stop, None), daemon=True).start()
+        raise
+    manager.shutdown()
+
+
+class _Threads(Executor):
+    """Threads like those of ThreadPoolExecutor, but the end of the interpreter does not wait for them."""
+
+    def __init__(self, max_workers: int) -> None:
+        self._most = max_workers
+        self._todo: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def submit(self, act: Callable[..., T], /, *args: Any, **options: Any) -> Future[T]:  # noqa: ANN401 - as it is called
+        future: Future[T] = Future()
+
+        def task() -> None:
+            try:
+                future.set_result(act(*args, **options))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._todo.put(task)
+        with self._lock:
+            if len(self._threads) < self._most:
+                self._threads.append(threading.Thread(target=self._work, daemon=True))
+                self._threads[-1].start()
+        return future
+
+    def _work(self) -> None:
+        while task := self._todo.get():
+            task()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._lock:
+            threads = list(self._threads)
+        for _ in threads:
+            self._todo.put(None)
+        for thread in threads if wait else ():
+            thread.join()
+
+
 def persist(read: Callable[[], T]) -> T:
     """Read again when an answer broke off or came damaged: botocore repeats requests, but not their bodies."""
     import tenacity
@@ -163,7 +233,7 @@ def explained(where: str, act: Callable[[], T], passing: type[CaldpError], refus
     Whatever ``act`` returns.
     """
     from botocore.exceptions import BotoCoreError, ClientError
-    from s3transfer.exceptions import CancelledError, RetriesExceededError
+    from s3transfer.exceptions import CancelledError, RetriesExceededError, S3DownloadFailedError, S3ValidationError
 
     try:
         return act()
@@ -172,7 +242,9 @@ def explained(where: str, act: Callable[[], T], passing: type[CaldpError], refus
         if code(error) in _PASSING or status >= 500:
             raise passing(f"{where}: {_said(error)}, again and again", remedy="run it again later") from error
         _refuse(refused, where, error)
-    except (RetriesExceededError, CancelledError) as error:
+    except S3DownloadFailedError as error:
+        raise passing(f"{where}: it was replaced while it was read", remedy="run it again") from error
+    except (RetriesExceededError, S3ValidationError, CancelledError) as error:
         cause = getattr(error, "last_exception", None) or error
         raise passing(f"{where}: the transfer broke off ({_short(cause)})", remedy="run it again later") from error
     except BotoCoreError as error:
@@ -208,7 +280,7 @@ def _refuse(kind: type[CaldpError], where: str, error: Exception) -> NoReturn:
 
 
 def code(error: Any) -> str:  # noqa: ANN401 - a ClientError, which has no types
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
 
 
 def _said(error: Any) -> str:  # noqa: ANN401 - a ClientError, which has no types

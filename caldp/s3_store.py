@@ -18,6 +18,7 @@ import mimetypes
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from caldp.errors import (
     S3UploadRefusedError,
 )
 from caldp.store import (
+    NO_SUMS,
     Blob,
     ConflictError,
     Copy,
@@ -50,8 +52,8 @@ from caldp.store import (
 
 T = TypeVar("T")
 
-#: Metadata of our objects: the run that published it, the write that made it.
-_RUN, _WRITE = "caldp-run", "caldp-write"
+#: Metadata of our objects: the run that published it, the write that made it, its sha256.
+_RUN, _WRITE, _SHA256 = "caldp-run", "caldp-write", "caldp-sha256"
 
 #: What S3 answers when a condition does not hold; 409 is a conditional write that met another one in flight.
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
@@ -278,15 +280,27 @@ class S3Store:
         return folder
 
     def publish(
-        self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal, progress: Progress = quietly
+        self,
+        staging: Path,
+        prefix: str,
+        ours: Callable[[], set[str]],
+        seal: Seal,
+        progress: Progress = quietly,
+        sums: Mapping[str, str] = NO_SUMS,
     ) -> None:
         files = {path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()}
-        mark = {_RUN: os.urandom(8).hex()}
+        run = os.urandom(8).hex()
         replaceable = ours()
-        before = {entry.key: entry.etag for entry in self.walk(prefix)}
-        seen = dict(before)
-        todo = [Copy(f"{prefix}/{name}", path, metadata=mark) for name, path in sorted(files.items())]
-        stored: dict[str, Stored] = {}
+        entries = {entry.key: entry for entry in self.walk(prefix)}
+        before = seen = {key: entry.etag for key, entry in entries.items()}
+        todo = []
+        for name, path in sorted(files.items()):
+            marks = {_RUN: run, **({_SHA256: sums[name]} if name in sums else {})}
+            todo.append(Copy(f"{prefix}/{name}", path, metadata=marks))
+        stored = self._already_there(todo, entries)
+        for copy in todo:
+            progress(copy.path.stat().st_size if copy.key in stored else 0)
+        todo = [copy for copy in todo if copy.key not in stored]
         while todo:
             sent, _ = self._send(todo, {copy.key: _as_it_is(seen, copy.key) for copy in todo}, progress)
             stored |= sent
@@ -304,6 +318,22 @@ class S3Store:
         gone = [key for key in seen.keys() - stored.keys() - {sealed} if self._is_ours(key, prefix, replaceable)]
         if gone:
             self.delete(*sorted(gone))
+
+    def _already_there(self, copies: list[Copy], entries: Mapping[str, Entry]) -> dict[str, Stored]:
+        """Return the objects that an upload which broke off has left, of the same content."""
+
+        def look(copy: Copy) -> tuple[str, Stored | None]:
+            entry, sha256 = entries.get(copy.key), copy.metadata.get(_SHA256)
+            if entry is None or sha256 is None or entry.size != copy.path.stat().st_size:
+                return copy.key, None
+            with contextlib.suppress(NoObjectError):
+                head = self._head(copy.key)
+                if head["Metadata"].get(_SHA256) == sha256 and head["ETag"] == entry.etag:
+                    return copy.key, Stored(entry.etag, _version(head))
+            return copy.key, None
+
+        with ThreadPoolExecutor(s3.CONNECTIONS) as pool:
+            return {key: there for key, there in pool.map(look, copies) if there}
 
     def _is_ours(self, key: str, prefix: str, replaceable: set[str]) -> bool:
         """Whether an earlier run published an object, or one that was killed before it could say so."""
@@ -340,7 +370,7 @@ class S3Store:
 
     def _keep_answer(self, parsed: Mapping[str, Any], context: Mapping[str, Any], **_: object) -> None:
         if "ETag" in parsed and "caldp_key" in context:
-            self._stored[context["caldp_key"]] = Stored(parsed["ETag"], parsed.get("VersionId", ""))
+            self._stored[context["caldp_key"]] = Stored(parsed["ETag"], _version(parsed))
 
     def _hear_the_time(self, http_response: Any, **_: object) -> None:  # noqa: ANN401 - see _client
         with contextlib.suppress(TypeError, ValueError, KeyError):
@@ -365,6 +395,12 @@ def _condition(mode: PutMode) -> dict[str, str]:
     if isinstance(mode, Create):
         return {"IfNoneMatch": "*"}
     return {"IfMatch": mode.etag} if isinstance(mode, Update) else {}
+
+
+def _version(answer: Mapping[str, Any]) -> str:
+    """Return the version of an object; in a bucket without versions it may be called null."""
+    version = str(answer.get("VersionId", ""))
+    return "" if version == "null" else version
 
 
 def _as_it_is(seen: Mapping[str, str], key: str) -> PutMode:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from caldp.errors import UsageError
@@ -114,6 +115,10 @@ Progress = Callable[[int], None]
 Seal = Callable[[Mapping[str, Stored]], tuple[str, bytes]]
 
 
+#: No checksums.
+NO_SUMS: Mapping[str, str] = MappingProxyType({})
+
+
 def quietly(_: int) -> None:
     """Tell nobody of the progress."""
 
@@ -174,13 +179,21 @@ class Store(Protocol):
         """Return an empty local folder where the tree for ``prefix`` is put together; ``scratch`` is a place for it."""
 
     def publish(
-        self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal, progress: Progress = quietly
+        self,
+        staging: Path,
+        prefix: str,
+        ours: Callable[[], set[str]],
+        seal: Seal,
+        progress: Progress = quietly,
+        sums: Mapping[str, str] = NO_SUMS,
     ) -> None:
         """Make the staged folder the content of ``prefix``, its seal last.
 
         ``ours()`` raises if this run must not publish, and returns the names of the files that earlier runs published
         and that may go; whatever else is there is kept.  A folder is exchanged in one step, when nobody else can
         publish; in a bucket each object is replaced on its own, and only if it is still the one that ``ours`` allowed.
+        ``sums`` are the sha256 of staged files, by name, as far as they are known: what a bucket holds already is not
+        sent again.
         """
 
     def add(self, source: Path, key: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from caldp.errors import S3DownloadError, S3UploadError
 from caldp.store import (
+    NO_SUMS,
     Blob,
     ConflictError,
     Copy,
@@ -106,7 +107,13 @@ class MemoryStore:
         return folder
 
     def publish(
-        self, staging: Path, prefix: str, ours: Callable[[], set[str]], seal: Seal, progress: Progress = quietly
+        self,
+        staging: Path,
+        prefix: str,
+        ours: Callable[[], set[str]],
+        seal: Seal,
+        progress: Progress = quietly,
+        sums: Mapping[str, str] = NO_SUMS,
     ) -> None:
         names = ours()
         files = [path for path in sorted(staging.rglob("*")) if path.is_file()]
