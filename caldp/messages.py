@@ -191,12 +191,13 @@ def begin(store: Store, dataset: str, run: str, published: int = 0, claim: Claim
         If the attempt that the submitter has counted is another job's, or over.
     """
     claim = claim or Claim()
-    last = read(store, dataset)
+    seen = _read(store, dataset)
+    last = seen[0]
     beat = "" if store.exclusive else _iso(store.clock())
     if claim.attempt:
         retry = _retry(store, last, claim)
         status = Status(dataset, claim.attempt, "processing", run=run, retry=retry, job=claim.job, beat=beat)
-        if retry == 0 or not (written := advance(store, status))[1]:
+        if retry == 0 or not (written := advance(store, status, seen))[1]:
             there = read(store, dataset)
             raise DuplicateError(f"{dataset}: duplicate of another job; the dataset stands at: {there}")
         return written[0]
@@ -209,7 +210,7 @@ def begin(store: Store, dataset: str, run: str, published: int = 0, claim: Claim
     waiting = last is not None and last.rank < STATES["processing"][0]
     attempt = 1 if last is None else last.attempt if waiting else last.attempt + 1
     attempt = max(attempt, published + 1)
-    status, begun = advance(store, Status(dataset, attempt, "processing", run=run, job=claim.job, beat=beat))
+    status, begun = advance(store, Status(dataset, attempt, "processing", run=run, job=claim.job, beat=beat), seen)
     if not begun:
         raise BusyError(f"{dataset}: attempt {attempt} was begun by another run", remedy="wait for it to end")
     return status
@@ -266,7 +267,7 @@ def beat(store: Store, mine: Status) -> bool:
             return True
 
 
-def advance(store: Store, status: Status) -> tuple[Status, bool]:
+def advance(store: Store, status: Status, seen: tuple[Status | None, str] | None = None) -> tuple[Status, bool]:
     """Move a dataset's status upwards.
 
     Parameters
@@ -275,6 +276,8 @@ def advance(store: Store, status: Status) -> tuple[Status, bool]:
         The output.
     status : Status
         The new state; its time, owner and history are filled in here.
+    seen : tuple, optional
+        The stored status and its tag, of a caller who has just read them.
 
     Returns
     -------
@@ -286,7 +289,8 @@ def advance(store: Store, status: Status) -> tuple[Status, bool]:
     status = replace(status, at=status.at or now(), by=status.by or f"{os.uname().nodename}:{os.getpid()}")
     tried = False
     while True:
-        current, etag = _read(store, status.dataset)
+        current, etag = seen or _read(store, status.dataset)
+        seen = None
         if tried and current is not None and current.order == status.order and _is_mine(current, status):
             project(store, current)
             return current, True  # what was refused was a repetition: its first try had arrived
@@ -294,7 +298,7 @@ def advance(store: Store, status: Status) -> tuple[Status, bool]:
             if status.order == current.order and not _handed_on(store, status):
                 project(store, current)  # its writer may have died before it could
             return current, False
-        entry = {k: v for k, v in status.to_json().items() if k not in ("history", "dataset", "rank")}
+        entry = {k: v for k, v in status.to_json().items() if k not in ("history", "dataset", "rank", "message", "beat")}
         if bodies := {folder: body for folder, body in _handed_on(store, status).items() if body}:
             entry["messages"] = bodies  # a new attempt takes them away; what they say must not be lost
         history = (*(current.history if current else ()), entry)[-HISTORY:]
@@ -315,11 +319,11 @@ def project(store: Store, status: Status) -> None:
     """
     while True:
         folder = STATES[status.state][1]
-        if folder and store.get(f"messages/{folder}/{status.dataset}") is None:
+        if folder:
             # The archive acknowledges the list of files that the downloader left: a message that moves keeps its body.
             moved = store.get(f"messages/dataset-synced/{status.dataset}") if status.state == "archived" else None
             message = moved.data if moved else status.message.encode()
-            with contextlib.suppress(ConflictError):  # another writer of the same state made it: that is what we want
+            with contextlib.suppress(ConflictError):  # it is there, perhaps of another writer: that is what we want
                 store.put(f"messages/{folder}/{status.dataset}", message, Create())
         others = [other for _, other in STATES.values() if other and other != folder]
         store.delete(*(f"messages/{other}/{status.dataset}" for other in others))
