@@ -11,8 +11,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-import threading
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,15 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from caldp import s3, tarball
+from caldp import tarball
 from caldp.association import read as read_association
 from caldp.errors import InputError
 from caldp.expectations import Material, Member, Raw
 from caldp.fitsfile import DamagedError, damage, reading
+from caldp.folders import Folder, Prefix, Unpacked
 from caldp.run import Run
-from caldp.s3_store import S3Store
 from caldp.settings_file import read as settings_in
-from caldp.store import Copy, Entry, NoObjectError, parse_uri
+from caldp.store import parse_uri
 
 _CHUNK = 1 << 20
 _NAME = re.compile(r"([a-z0-9]{9})_([a-z0-9_]+)\.fits(\.gz)?")
@@ -181,7 +179,7 @@ def fetch(run: Run, uri: str) -> Inputs:
         if scheme == "astroquery":
             from caldp import mast
 
-            folder, packed = _Folder(run, mast.download(run, uri)), ""
+            folder, packed = Folder(run, mast.download(run, uri)), ""
         else:
             folder, packed = (_in_bucket if scheme == "s3" else _on_disk)(run, place)
         inputs = _collect(run, folder, packed)
@@ -190,26 +188,26 @@ def fetch(run: Run, uri: str) -> Inputs:
     return inputs
 
 
-def _on_disk(run: Run, place: str) -> tuple[_Folder, str]:
+def _on_disk(run: Run, place: str) -> tuple[Folder, str]:
     """Return a directory, and the name of the tarball if it is one that is given."""
     path = Path(place).expanduser().absolute()
     if path.is_file() and path.name.endswith(_TARBALLS):
-        return _Folder(run, path.parent), path.name
+        return Folder(run, path.parent), path.name
     if not path.is_dir():
         raise InputError(
             f"{run.dataset}: there is no input directory {path}{' (it is a file)' if path.exists() else ''}",
             remedy="give file:<directory with the raw FITS>, or file:<tarball>",
         )
-    return _Folder(run, path), ""
+    return Folder(run, path), ""
 
 
-def _in_bucket(run: Run, place: str) -> tuple[_Folder, str]:
+def _in_bucket(run: Run, place: str) -> tuple[Folder, str]:
     """Return a prefix of a bucket, and the name of the tarball if it is one that is given."""
     bucket, _, key = place.removeprefix("//").partition("/")
     if not key.endswith(_TARBALLS):
-        return _Prefix(run, f"s3:{place}"), ""
+        return Prefix(run, f"s3:{place}"), ""
     prefix, _, name = key.rpartition("/")
-    folder = _Prefix(run, f"s3://{bucket}/{prefix}")
+    folder = Prefix(run, f"s3://{bucket}/{prefix}")
     if name not in folder.names(name):
         raise InputError(
             f"{run.dataset}: there is no object {folder.url(name)}",
@@ -218,7 +216,7 @@ def _in_bucket(run: Run, place: str) -> tuple[_Folder, str]:
     return folder, name
 
 
-def _collect(run: Run, folder: _Folder, given: str = "") -> Inputs:
+def _collect(run: Run, folder: Folder, given: str = "") -> Inputs:
     loose = source = _Source(run, folder)
     beside = (f"{run.dataset}{end}" for end in _TARBALLS)
     packed = given or next((name for name in beside if name in loose.own_names()), "")
@@ -309,7 +307,7 @@ def _poller_rows(run: Run, poller: InputFile) -> list[str]:
 class _Source:
     """A folder with inputs, of which this dataset's are taken."""
 
-    def __init__(self, run: Run, folder: _Folder) -> None:
+    def __init__(self, run: Run, folder: Folder) -> None:
         self.run = run
         self.folder = folder
         self.is_mosaic = run.dataset.kind != "ipppssoot"
@@ -373,132 +371,7 @@ def _stem(name: str) -> str:
     return match[0] if match else name
 
 
-class _Folder:
-    """Where inputs lie side by side: a directory."""
-
-    def __init__(self, run: Run, directory: Path) -> None:
-        self.run = run
-        self.directory = directory
-        self._names: dict[str, frozenset[str]] = {}
-
-    def __str__(self) -> str:
-        return str(self.directory)
-
-    def url(self, name: str) -> str:
-        """Return what people call a file."""
-        return str(self.directory / name)
-
-    def names(self, stem: str) -> frozenset[str]:
-        """List the files whose names begin with ``stem``."""
-        if stem not in self._names:
-            self._names[stem] = frozenset(self._list(stem))
-        return self._names[stem]
-
-    def bring(self, names: Iterable[str]) -> None:
-        """Have files brought here, side by side, if they are elsewhere."""
-
-    @contextmanager
-    def at_hand(self, name: str) -> Iterator[Path]:
-        """Give a file as long as the context lasts."""
-        yield self.directory / name
-
-    def _list(self, stem: str) -> Iterable[str]:
-        try:
-            return [p.name for p in self.directory.iterdir() if p.name.startswith(stem) and p.is_file()]
-        except OSError as error:
-            raise InputError(
-                f"{self.run.dataset}: cannot list {self} ({error.strerror})", remedy="make it readable"
-            ) from error
-
-
-class _Unpacked(_Folder):
-    """What was in a tarball."""
-
-    def __init__(self, run: Run, directory: Path, packed: str) -> None:
-        super().__init__(run, directory)
-        self._packed = packed
-
-    def __str__(self) -> str:
-        return self._packed
-
-    def url(self, name: str) -> str:
-        return f"{self._packed}:{name}"
-
-
-class _Bucket(S3Store):
-    """A prefix that many share: only the objects whose names begin alike are listed."""
-
-    def beginning(self, stem: str) -> dict[str, Entry]:
-        """Return the objects directly below the prefix, by name."""
-        top = f"{self.prefix}/" if self.prefix else ""
-        pages = self._pages(f"{top}{stem}", Delimiter="/")
-        found = [entry for page in pages for entry in page.get("Contents", ())]
-        names = [self._relative(entry["Key"]) for entry in found]
-        return {name: Entry(name, e["Size"], e["ETag"]) for name, e in zip(names, found, strict=True)}
-
-
-class _Prefix(_Folder):
-    """A prefix of a bucket, whose objects are downloaded into the workspace when they are wanted."""
-
-    def __init__(self, run: Run, uri: str) -> None:
-        super().__init__(run, run.workspace.root / "downloaded")
-        self.directory.mkdir()
-        self._store = _Bucket(uri, run.config.aws)
-        self._entries: dict[str, Entry] = {}
-
-    def __str__(self) -> str:
-        return self._store.uri
-
-    def url(self, name: str) -> str:
-        return self._store.url(name)
-
-    def bring(self, names: Iterable[str]) -> None:
-        entries = [self._entries[name] for name in names]
-        copies = [Copy(e.key, self.directory / e.key, size=e.size, etag=e.etag) for e in entries]
-        total, begun = sum(e.size for e in entries), time.monotonic()
-        try:
-            with s3.concerning(self.run.dataset.name):
-                self._store.download(copies, _Progress(self.run, total))
-        except NoObjectError as error:
-            raise InputError(
-                f"{self.run.dataset}: {self.url(str(error))} has just been removed", remedy="put it back"
-            ) from error
-        size, seconds = f"{total / 1e6:.1f} MB", time.monotonic() - begun
-        self.run.telemetry.info(f"downloaded {len(copies)} files, {size}, in {seconds:.1f} s")
-
-    @contextmanager
-    def at_hand(self, name: str) -> Iterator[Path]:
-        path = self.directory / name
-        if not path.exists():
-            self.bring([name])
-        try:
-            yield path
-        finally:
-            path.unlink()  # the workspace need not hold everything twice
-
-    def _list(self, stem: str) -> Iterable[str]:
-        with s3.concerning(self.run.dataset.name):
-            found = self._store.beginning(stem)
-        self._entries |= found
-        return found
-
-
-class _Progress:
-    """Adds up what several threads have moved, and tells it."""
-
-    def __init__(self, run: Run, total: int) -> None:
-        self._tell = run.telemetry.reporter.progress
-        self._total = total
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, moved: int) -> None:
-        with self._lock:
-            self._done += moved
-            self._tell("download", self._done, self._total)
-
-
-def _copy(run: Run, folder: _Folder, source: str, root: str, suffix: str, name: str = "") -> InputFile:
+def _copy(run: Run, folder: Folder, source: str, root: str, suffix: str, name: str = "") -> InputFile:
     """Copy one file into the workspace, uncompressed, hashing what passes."""
     target = run.workspace.inputs / (name or f"{root}_{suffix}.fits")
     url, digest = folder.url(source), hashlib.sha256()
@@ -617,7 +490,7 @@ def _check_companions(run: Run, raw: list[InputFile], support: list[InputFile]) 
                 raise InputError(f"{run.dataset}: {file.name} needs {name}", remedy="put it beside the raw file")
 
 
-def _unpack(run: Run, folder: _Folder, name: str) -> _Folder:
+def _unpack(run: Run, folder: Folder, name: str) -> Folder:
     """Unpack a tarball inside the workspace."""
     target, url, dataset = run.workspace.root / "unpacked", folder.url(name), run.dataset.name
     target.mkdir()
@@ -629,7 +502,7 @@ def _unpack(run: Run, folder: _Folder, name: str) -> _Folder:
         with reader:
             unpacked = tarball.unpack_stream(reader, target, source=url, dataset=dataset, wanted=_is_input)
     run.telemetry.info(f"unpacked {len(unpacked.files)} files from {url}, left {len(unpacked.skipped)} others")
-    return _Unpacked(run, target, url)
+    return Unpacked(run, target, url)
 
 
 def _is_input(name: str) -> bool:

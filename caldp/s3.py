@@ -5,10 +5,15 @@ boto3's AWS_* variables mean what they always mean, AWS_ENDPOINT_URL included.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
@@ -125,9 +130,90 @@ def client(aws: Mapping[str, str], *, anonymous: bool = False, **options: Any) -
         ours["signature_version"] = UNSIGNED
     region = aws.get("AWS_REGION") or aws.get("AWS_DEFAULT_REGION") or session.get_config_variable("region")
     endpoint = aws.get("AWS_ENDPOINT_URL_S3") or aws.get("AWS_ENDPOINT_URL") or None
+    session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
     return session.create_client(
         "s3", region_name=region or "us-east-1", endpoint_url=endpoint, config=Config(**ours | options)
     )
+
+
+@cache
+def _descriptions(path: str | None) -> Any:  # noqa: ANN401 - see client
+    """Return botocore's descriptions of services: to read them takes longer than all else about a client."""
+    import botocore.loaders
+
+    return botocore.loaders.create_loader(path)
+
+
+class _Crc32:
+    """The CRC-32 of zlib, in the manner of hashlib."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+#: Checksums that S3 may have kept of an object, and that we can compute.
+_CHECKSUMS: dict[str, Callable[[], Any]] = {
+    "ChecksumSHA256": hashlib.sha256,
+    "ChecksumSHA1": partial(hashlib.sha1, usedforsecurity=False),
+    "ChecksumCRC32": _Crc32,
+}
+
+
+def differs(client: Any, bucket: str, key: str, path: Path, etag: str) -> str:  # noqa: ANN401 - see client
+    """Say why a downloaded file is not the object, as far as the checksums that S3 has kept can tell.
+
+    What comes in one answer botocore verifies itself; the parts of a large object come without checksums, unless they
+    happen to be those of its upload.
+
+    Parameters
+    ----------
+    client : botocore client
+        That reads it.
+    bucket, key : str
+        The object.
+    path : Path
+        The file.
+    etag : str
+        Of the object as it was listed.
+
+    Returns
+    -------
+    str
+        Empty if nothing is wrong, or nobody knows.
+    """
+    told = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+    if told["ETag"] != etag:
+        return "it was replaced while it was read"
+    name = next((name for name in _CHECKSUMS if name in told), "")
+    if not name:
+        return ""
+    checksum, size = told[name].partition("-")[0], path.stat().st_size
+    # Of an object that was uploaded in parts: the checksum of their checksums, unless S3 says otherwise.
+    count = 1 if told.get("ChecksumType") == "FULL_OBJECT" else int(etag.strip('"').partition("-")[2] or 1)
+    part = client.head_object(Bucket=bucket, Key=key, PartNumber=1)["ContentLength"] if count > 1 else size
+    if -(-size // max(part, 1)) != count:
+        return ""  # parts of several sizes
+    digests = list(_digests(path, part, _CHECKSUMS[name]))
+    whole = _CHECKSUMS[name]()
+    whole.update(b"".join(digests))
+    ours = digests[0] if count == 1 else whole.digest()
+    return "" if base64.b64encode(ours).decode() == checksum else f"{name} of what arrived is another"
+
+
+def _digests(path: Path, part: int, make: Callable[[], Any]) -> Iterator[bytes]:
+    with path.open("rb") as reader:
+        for left in range(path.stat().st_size, 0, -part):
+            digest, rest = make(), min(part, left)
+            while rest and (data := reader.read(min(rest, 1 << 20))):
+                digest.update(data)
+                rest -= len(data)
+            yield digest.digest()
 
 
 @contextmanager

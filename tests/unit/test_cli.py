@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 import caldp
 from caldp import cli, doctor
 from caldp.errors import EXIT_CODES
+from caldp.process import Request
+from caldp.reporter import Outcome
 from caldp.simulate import Simulation
 
 
@@ -84,7 +86,80 @@ def test_json_lines(runner: CliRunner) -> None:
     assert (events[-1]["event"], events[-1]["exit_code"], events[-1]["state"]) == ("finished", 2, "refused")
 
 
-@pytest.mark.parametrize("command", [cli.process_command, cli.main])
+def caldp_process_aws(runner: CliRunner, *args: str) -> Result:
+    return runner.invoke(cli.process_aws_command, args)
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["ldfd01vnq", "s3://bucket/batch"], "first: caldp-process-aws s3://bucket/batch ldfd01vnq"),
+        (["ldfd01vnq", "file:out"], "first: caldp-process-aws file:out ldfd01vnq"),
+        (["bucket/batch", "ldfd01vnq"], "'bucket/batch' is no output: give s3://<bucket>/<prefix>"),
+        (["astroquery:", "ldfd01vnq"], "'astroquery:' is no output"),
+        (["", "ldfd01vnq"], "'' is no output"),
+        (["s3://bucket/batch", "u2ab0101t"], "u2ab0101t: WFPC2"),
+        (["s3://bucket/batch", "s3://bucket/batch"], "is not an HST dataset name"),
+        (["s3://", "ldfd01vnq", "--config", "caldp-config-onsite"], "'s3://' names no bucket"),
+        (
+            ["s3://bucket", "ldfd01vnq", "--input", "s3:in", "--config", "caldp-config-onsite"],
+            "'s3:in' names no bucket",
+        ),
+        (["s3://bucket", "ldfd01vnq"], "caldp-config-aws: export CRDSBUCKET"),
+        (["s3://bucket", "ldfd01vnq", "--config", "no-such-config"], "no-such-config"),
+    ],
+)
+def test_the_door_for_aws_refuses_what_makes_no_sense(
+    runner: CliRunner, tmp_path: Path, args: list[str], word: str
+) -> None:
+    done = caldp_process_aws(runner, *args)
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert word in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["s3://bucket/batch"], ["s3://bucket/batch", "ldfd01vnq", "", "caldp-config-offsite"]]
+)
+def test_the_door_for_aws_takes_two_arguments(runner: CliRunner, args: list[str]) -> None:
+    done = caldp_process_aws(runner, *args)
+    assert done.exit_code == 2
+    assert "Usage: caldp-process-aws" in done.stderr
+
+
+def test_the_door_for_aws_tells_machines_of_a_swap(runner: CliRunner) -> None:
+    done = caldp_process_aws(runner, "ldfd01vnq", "s3://bucket/batch", "--json")
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["event"], last["exit_code"], last["state"]) == ("finished", 2, "refused")
+
+
+@pytest.mark.parametrize("options", [[], ["--input", "s3://in/put", "--config", "mine"]])
+def test_the_door_for_aws_is_caldp_process_with_other_defaults(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    asked = []
+
+    def remember(request: Request, *_: object) -> Outcome:
+        asked.append(request)
+        return Outcome(request.dataset)
+
+    monkeypatch.setattr(cli, "process", remember)
+    shared = ["--context", "hst_0729.pmap", "--existing", "skip", "--take-over", "--override", "FLUXTAB=x"]
+    assert caldp_process_aws(runner, "s3://bucket/batch", "ldfd01vnq", *options, *shared).exit_code == 0
+    source, _, config = options[1:] if options else ["astroquery:", "", "caldp-config-aws"]
+    assert caldp_process(runner, "ldfd01vnq", source, "s3://bucket/batch", config, *shared).exit_code == 0
+    assert asked[0] == asked[1]
+    assert (asked[0].input, asked[0].config, asked[0].take_over) == (source, config, True)
+
+
+def test_all_doors_have_the_same_options() -> None:
+    names, aws_names = ({p.name for p in c.params} for c in (cli.process_command, cli.process_aws_command))
+    assert names == aws_names
+    assert set(cli.main.commands) >= {"process", "process-aws"}
+
+
+@pytest.mark.parametrize("command", [cli.process_command, cli.process_aws_command, cli.main])
 def test_version(runner: CliRunner, command: object) -> None:
     done = runner.invoke(command, ["--version"])  # type: ignore[arg-type]
     assert done.exit_code == 0

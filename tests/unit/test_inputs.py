@@ -41,7 +41,7 @@ in_a_bucket_only = pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def bucket(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeBucket]:
     """Run each test twice: the folder is a directory, and it is a prefix of a bucket."""
     fake = FakeBucket.of(tmp_path)
-    monkeypatch.setattr("caldp.inputs._Bucket", fake)
+    monkeypatch.setattr("caldp.folders.S3Store", fake)
     monkeypatch.setitem(globals(), "_places", {request.param: tmp_path})
     return fake
 

@@ -1,0 +1,131 @@
+"""The S3 client: which settings count, and what a run that is stopped leaves behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore import UNSIGNED
+
+from caldp import s3
+from caldp.errors import S3DownloadError, S3DownloadRefusedError, S3UploadError
+
+
+@pytest.fixture(autouse=True)
+def nobody_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Have a profile `mine` and one `other`, and nothing in the environment."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    path = tmp_path / "credentials"
+    path.write_text("".join(f"[{n}]\naws_access_key_id={n}\naws_secret_access_key=x\n" for n in ("mine", "other")))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return path
+
+
+def key(client: Any) -> str:
+    """Return the access key that a client signs with."""
+    credentials = client._request_signer._credentials
+    return credentials.access_key if credentials else ""
+
+
+def test_a_profile_of_the_config_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    assert key(s3.client({})) == "other"
+    assert key(s3.client({"AWS_PROFILE": "mine"})) == "mine"
+
+
+def test_keys_count_more_than_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "exported")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    assert key(s3.client({"AWS_PROFILE": "other"})) == "exported"
+    assert key(s3.client({"AWS_ACCESS_KEY_ID": "given", "AWS_SECRET_ACCESS_KEY": "x"})) == "given"
+
+
+def test_files_of_the_config_count(monkeypatch: pytest.MonkeyPatch, nobody_at_home: Path) -> None:
+    monkeypatch.delenv("AWS_SHARED_CREDENTIALS_FILE")
+    given = {"AWS_SHARED_CREDENTIALS_FILE": str(nobody_at_home), "AWS_PROFILE": "mine"}
+    assert key(s3.client(given)) == "mine"
+
+
+def test_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert key(s3.client({})) == ""
+    with pytest.raises(S3DownloadRefusedError, match="there is no such AWS profile"):
+        s3.explained("s3://b", lambda: s3.client({"AWS_PROFILE": "no"}), S3DownloadError, S3DownloadRefusedError)
+
+
+def test_tries_region_and_endpoint() -> None:
+    client = s3.client({"AWS_MAX_ATTEMPTS": "3", "AWS_REGION": "eu-west-1", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
+    assert client.meta.config.retries["total_max_attempts"] == 3
+    assert (client.meta.region_name, client.meta.endpoint_url) == ("eu-west-1", "http://127.0.0.1:1")
+    assert s3.client({}).meta.config.retries["total_max_attempts"] == s3.TRIES
+
+
+def test_an_anonymous_client_signs_nothing_and_may_have_other_options() -> None:
+    client = s3.client({}, anonymous=True, read_timeout=7)
+    assert client.meta.config.signature_version is UNSIGNED
+    assert client.meta.config.read_timeout == 7
+    assert s3.client({}).meta.config.signature_version is not UNSIGNED
+
+
+@pytest.mark.parametrize("kind", [S3DownloadError, S3DownloadRefusedError, S3UploadError])
+def test_errors_are_given_a_dataset(kind: type[S3DownloadError]) -> None:
+    with pytest.raises(kind, match="^ldfd01010: s3://b/k: no; ask$") as caught, s3.concerning("ldfd01010"):
+        raise kind("s3://b/k: no", remedy="ask")
+    assert type(caught.value) is kind
+
+
+class Silent:
+    """A client whose server does not answer."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.answer = threading.Event()
+        self.meta = s3.client({}).meta
+
+    def get_object(self, **_: object) -> dict[str, Any]:
+        self.asked.set()
+        self.answer.wait(60)
+        raise OSError("too late")
+
+    def head_object(self, **_: object) -> dict[str, Any]:
+        return {"ContentLength": 5, "ETag": "x"}
+
+
+class Stop(BaseException):
+    """What a signal raises."""
+
+
+def test_a_stopped_run_does_not_wait_for_a_silent_server(tmp_path: Path) -> None:
+    client = Silent()
+    begun = time.monotonic()
+    with pytest.raises(Stop), s3.transfers(client) as manager:
+        manager.download("b", "k", str(tmp_path / "k"))
+        assert client.asked.wait(30)
+        raise Stop
+    assert time.monotonic() - begun < 20
+    workers = [thread for thread in threading.enumerate() if "_work" in thread.name]
+    assert workers
+    assert all(thread.daemon for thread in workers)
+    client.answer.set()
+    for thread in workers:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert list(tmp_path.glob("k*")) == []
+
+
+def test_a_failure_waits_until_nothing_moves(tmp_path: Path) -> None:
+    client = Silent()
+    with pytest.raises(ValueError, match="mine"), s3.transfers(client) as manager:
+        future = manager.download("b", "k", str(tmp_path / "k"))
+        assert client.asked.wait(30)
+        client.answer.set()
+        raise ValueError("mine")
+    assert future.done()
