@@ -92,8 +92,10 @@ def test_each_role_needs_what_the_guide_says_and_nothing_more(
             client.delete_object(Bucket=bucket, Key=f"batch/messages/datasets-processed/{ACQ}")
             client.put_object(Bucket=bucket, Key=f"batch/messages/dataset-error/{ACQ}", Body=b"")
         run("repair", "caldp", "messages", "repair", batch)
-        with s3_client(ministack_endpoint) as client:  # the manifest names the version before this one
-            client.put_object(Bucket=bucket, Key=f"batch/data/cos/{ACQ}/{ACQ}_flt.fits", Body=b"not it")
+        with (
+            s3_client(ministack_endpoint) as client
+        ):  # the manifest names the version before this one (ministack knows no ranges of versions: a small one)
+            client.put_object(Bucket=bucket, Key=f"batch/data/cos/{ACQ}/{ACQ}_spt.fits", Body=b"not it")
         run("downloader", "caldp", "sync", batch, "HOME")
         run("archive", "caldp", "archived", batch, ACQ)
 
