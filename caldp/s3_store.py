@@ -63,6 +63,9 @@ _ABSENT = ("NoSuchKey", "NoSuchVersion", "404")
 #: one on the way took a quarter more CPU, and more than twice that where the processor has no instructions for it.
 _CHECKSUM = "CRC32"
 
+#: How often a file is fetched that arrives damaged.
+_DOWNLOADS = 3
+
 _CHUNK = 1 << 20
 
 
@@ -214,7 +217,17 @@ class S3Store:
         return stored
 
     def download(self, copies: Iterable[Copy], progress: Progress = quietly) -> None:
-        copies = list(copies)
+        todo = list(copies)
+        for attempt in range(_DOWNLOADS if todo else 0):
+            todo = self._receive(todo, progress, last=attempt == _DOWNLOADS - 1)
+            if not todo:
+                return
+
+    def _receive(self, copies: list[Copy], progress: Progress, *, last: bool) -> list[Copy]:
+        """Download files; return those that came damaged, unless it is the last time: then raise."""
+        from botocore.exceptions import FlexibleChecksumError
+
+        damaged = []
         with s3.transfers(self._client) as manager:
             futures = []
             for copy in copies:
@@ -222,7 +235,13 @@ class S3Store:
                 target, told = self._key(copy.key), [_telling(progress), *_known(copy)]
                 futures.append(manager.download(self.bucket, target, str(copy.path), extra, told))
             for copy, future in zip(copies, futures, strict=True):
-                self._reading(copy.key, future.result)
+                try:
+                    self._reading(copy.key, future.result)
+                except S3DownloadError as error:
+                    if last or not isinstance(error.__cause__, FlexibleChecksumError):
+                        raise
+                    damaged.append(copy)
+        return damaged
 
     def verify(self, copies: Iterable[Copy]) -> None:
         """Compare large files that were downloaded with the checksums that S3 keeps.

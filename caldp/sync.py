@@ -422,9 +422,10 @@ class Downloader:
                 absent = ""
             except NoObjectError as error:
                 absent = str(error)
-            except S3DownloadRefusedError:
-                # No such version, no permission to read versions, replaced this moment: the newest may do.
-                if newest:
+            except S3DownloadError as error:
+                # No such version, no permission to read versions, replaced or damaged on its way just now.
+                damaged = type(error.__cause__).__name__ == "FlexibleChecksumError"
+                if newest or not (damaged or isinstance(error, S3DownloadRefusedError)):
                     raise
             self._check()
             with ThreadPoolExecutor(4) as pool:  # hashing lets go of the interpreter
@@ -697,9 +698,15 @@ class _Sync:
             return
         for name in self._source.names(_FOLDERS["archived"]):
             if name in ours and _is_dataset(name):
-                theirs, mine = messages.read(self._source, name), messages.read(self._local, name)
-                if theirs and mine and theirs.state == "archived" and theirs.order[:2] == mine.order[:2]:
-                    messages.mirror(self._local, replace(theirs, message=mine.message))
+                try:
+                    self._mirror_archived(name)
+                except OutputError as error:  # one damaged record is no reason to bring nothing
+                    self._say_once(name, "WARNING", str(error))
+
+    def _mirror_archived(self, name: str) -> None:
+        theirs, mine = messages.read(self._source, name), messages.read(self._local, name)
+        if theirs and mine and theirs.state == "archived" and theirs.order[:2] == mine.order[:2]:
+            messages.mirror(self._local, replace(theirs, message=mine.message))
 
 
 def _is_dataset(name: str) -> bool:

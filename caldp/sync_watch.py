@@ -146,9 +146,9 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        parts = [f"{self.datasets:,} datasets, {self.files:,} files, {human_size(self.bytes)}"]
+        parts = [f"{_count(self.datasets, 'dataset')}, {_count(self.files, 'file')}, {human_size(self.bytes)}"]
         parts[0] += f" in {human_time(self.seconds)} ({self.rate / 1e6:,.1f} MB/s)"
-        parts += [f"{self.kept:,} files were here"] if self.kept else []
+        parts += [f"{_count(self.kept, 'file')} here already"] if self.kept else []
         parts += [f"{self.skipped:,} skipped", f"{len(self.failed):,} failed"]
         return "; ".join(parts)
 
@@ -238,7 +238,7 @@ class PlainWatch(QuietWatch):
     def found(self, count: int) -> None:
         """Say it."""
         self._found += count
-        self.say("INFO", f"{count:,} datasets to look at")
+        self.say("INFO", f"{_count(count, 'dataset')} to look at")
 
     def moved(self, name: str, count: int) -> None:
         """Say how far it is, every ten seconds."""
@@ -246,7 +246,9 @@ class PlainWatch(QuietWatch):
             self._bytes += count
             done = self._bytes
         if self._pace.due("downloaded", done, 0):
-            self.say("INFO", f"{human_size(done)} downloaded, {self._settled:,} of {self._found:,} datasets done")
+            self.say(
+                "INFO", f"{human_size(done)} downloaded, {self._settled:,} of {_count(self._found, 'dataset')} done"
+            )
 
     def settled(self, result: Result) -> None:
         """Say what became of it."""
@@ -415,10 +417,14 @@ def _line(result: Result) -> str:
     """Say in a line what became of a dataset."""
     parts = [f"{result.dataset}: {result.state}"]
     if result.state in ("synced", "copied"):
-        parts.append(f"attempt {result.attempt}, {result.files:,} files, {human_size(result.bytes)}")
-        parts += [f"{result.kept:,} files were here"] if result.kept else []
+        parts.append(f"attempt {result.attempt}, {_count(result.files, 'file')}, {human_size(result.bytes)}")
+        parts += [f"{_count(result.kept, 'file')} here already"] if result.kept else []
         parts.append(human_time(result.seconds))
     return ", ".join([*parts, *([result.reason] if result.reason else [])])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def open_watch(*, json: bool, quiet: bool, stdout: TextIO, stderr: TextIO) -> Watch:
