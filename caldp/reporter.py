@@ -150,11 +150,11 @@ class PlainReporter:
     """
 
     def __init__(self, stream: TextIO | None, verbose: bool = False, errors: TextIO | None = None) -> None:
-        self._out = _Output(stream)
-        self._errors = _Output(errors)
+        self._out = Output(stream)
+        self._errors = Output(errors)
         self._verbose = verbose
         self._dataset = ""
-        self._pace = _Pace(10.0, 0.1)
+        self._pace = Pace(10.0, 0.1)
 
     def start(self, dataset: str) -> None:
         """Say that the run begins."""
@@ -213,10 +213,10 @@ class JsonReporter:
     """
 
     def __init__(self, stream: TextIO | None, errors: TextIO | None = None) -> None:
-        self._out = _Output(stream)
-        self._errors = _Output(errors)
+        self._out = Output(stream)
+        self._errors = Output(errors)
         self._resident = 0
-        self._pace = _Pace(0.5)
+        self._pace = Pace(0.5)
 
     def start(self, dataset: str) -> None:
         """Write ``{"event": "start", "dataset": ...}``."""
@@ -271,7 +271,7 @@ class QuietReporter:
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._errors = _Output(stream)
+        self._errors = Output(stream)
 
     def start(self, dataset: str) -> None:
         """Nothing."""
@@ -315,8 +315,8 @@ class RichReporter:
         from rich.console import Console
         from rich.live import Live
 
-        self._out = _Output(stream)
-        self._errors = _Output(errors)
+        self._out = Output(stream)
+        self._errors = Output(errors)
         self._console = Console(
             file=cast(IO[str], self._out), force_terminal=True, highlight=False, markup=False, emoji=False
         )
@@ -488,7 +488,7 @@ class _Progress:
     total: int = 0
 
 
-class _Pace:
+class Pace:
     """Says when it is time to tell again how far something is.
 
     Parameters
@@ -551,7 +551,7 @@ def open_reporter(*, json: bool, quiet: bool, verbose: bool, stdout: TextIO, std
         return QuietReporter(stderr)
     # TERM describes the terminal, not the calibration: it is no part of Config.
     capable = os.environ.get("TERM", "") not in ("dumb", "unknown", "")
-    if capable and not verbose and _Output(stdout).isatty():
+    if capable and not verbose and Output(stdout).isatty():
         return RichReporter(stdout, errors=stderr)
     return PlainReporter(stdout, verbose=verbose, errors=stderr)
 
@@ -703,7 +703,7 @@ def printable(text: str) -> str:
     return _HARMFUL.sub(" ", _ESCAPES.sub("", text)).rstrip()
 
 
-class _Output:
+class Output:
     """A stream that any thread may write lines to, and that may go away.
 
     A reader that stops reading (``| head``) or a terminal that is closed must not turn a good run into a

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from caldp import messages
 from caldp.errors import CaldpError
-from caldp.reporter import _Output, _Pace, human_size, human_time, printable
+from caldp.reporter import Output, Pace, human_size, human_time, printable
 
 if TYPE_CHECKING:
     import rich.progress
@@ -188,7 +188,7 @@ class QuietWatch:
     """
 
     def __init__(self, errors: TextIO | None) -> None:
-        self._errors = _Output(errors)
+        self._errors = Output(errors)
 
     def start(self, summary: Summary) -> None:
         """Nothing."""
@@ -230,8 +230,8 @@ class PlainWatch(QuietWatch):
 
     def __init__(self, stream: TextIO | None, errors: TextIO | None) -> None:
         super().__init__(errors)
-        self._out = _Output(stream)
-        self._pace = _Pace(10.0)
+        self._out = Output(stream)
+        self._pace = Pace(10.0)
         self._lock = threading.Lock()
         self._found = self._settled = self._bytes = 0
 
@@ -281,8 +281,8 @@ class JsonWatch(QuietWatch):
 
     def __init__(self, stream: TextIO | None, errors: TextIO | None) -> None:
         super().__init__(errors)
-        self._out = _Output(stream)
-        self._pace = _Pace(0.5)
+        self._out = Output(stream)
+        self._pace = Pace(0.5)
         self._lock = threading.Lock()
         self._bytes = 0
 
@@ -337,7 +337,7 @@ class BarWatch(QuietWatch):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._console = Console(
-            file=cast(IO[str], _Output(stream)), force_terminal=True, highlight=False, markup=False, emoji=False
+            file=cast(IO[str], Output(stream)), force_terminal=True, highlight=False, markup=False, emoji=False
         )
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
@@ -448,7 +448,7 @@ def open_watch(*, json: bool, quiet: bool, stdout: TextIO, stderr: TextIO) -> Wa
         return JsonWatch(stdout, stderr)
     if quiet:
         return QuietWatch(stderr)
-    if _Output(stdout).isatty():
+    if Output(stdout).isatty():
         from rich.console import Console
 
         if not Console(file=stdout).is_dumb_terminal:

@@ -129,6 +129,44 @@ def test_offsite_in_docker_uses_the_mounted_cache() -> None:
     assert load("caldp-config-offsite", environ=BARE | {"CALDP_DOCKER": "1"}).crds_path == Path("/grp/crds/cache")
 
 
+@pytest.mark.parametrize(
+    ("exported", "store"),
+    [
+        ("s3://crds", "s3://crds"),
+        ("s3://crds/test/", "s3://crds/test/"),
+        (" s3://crds ", "s3://crds"),
+        ("file:/crds", "file:/crds"),
+        ("file:crds", f"file:{Path('crds').absolute()}"),
+    ],
+)
+def test_the_store_of_references(exported: str, store: str) -> None:
+    for name in SHIPPED:
+        assert load(name, environ={**BARE, "CRDSBUCKET": exported}).crds_store == store
+    bases = load("caldp-config-aws", environ={**BARE, "CRDSBUCKET": exported}).environment
+    assert bases["CRDS_MAPPING_URI"] == f"{exported.removesuffix('/')}/mappings/hst/"
+    assert load("caldp-config-onsite", environ=BARE).crds_store == ""
+
+
+@pytest.mark.parametrize("exported", ["crds", "s3:crds", "s3://", "s3:///x", "astroquery:", "file://elsewhere/crds"])
+def test_what_is_no_store_of_references(exported: str) -> None:
+    with pytest.raises(UsageError, match="CRDSBUCKET"):
+        load("caldp-config-aws", environ={**BARE, "CRDSBUCKET": exported})
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("", None), (" ", None), ("100", 100_000_000_000), ("0.5", 500_000_000), ("0", 0), ("7.", 7_000_000_000)],
+)
+def test_the_limit_of_the_cache(text: str, limit: int | None) -> None:
+    assert load("caldp-config-onsite", environ={**BARE, "CALDP_CRDS_CACHE_GB": text}).crds_cache_limit == limit
+
+
+@pytest.mark.parametrize("text", ["all", "-1", "1e3", "1 GB", "1,5", "nan", "0x1", "."])
+def test_what_is_no_limit_of_the_cache(text: str) -> None:
+    with pytest.raises(UsageError, match="CALDP_CRDS_CACHE_GB"):
+        load("caldp-config-onsite", environ={**BARE, "CALDP_CRDS_CACHE_GB": text})
+
+
 def test_aws_without_a_bucket_says_what_is_missing() -> None:
     with pytest.raises(UsageError, match="CRDSBUCKET"):
         load("caldp-config-aws", environ=BARE)
@@ -360,6 +398,7 @@ CHANGES: list[dict[str, Any]] = [
     {"crds_server_url": "https://other"},
     {"crds_readonly": True},
     {"crds_context": "hst_0001.pmap"},
+    {"crds_store": "s3://crds"},
     {"allow_bad_references": True},
     {"overrides": (("FLUXTAB", Path("/f")),)},
     {"system_version": "1"},

@@ -15,10 +15,13 @@ import pytest
 from astropy.io import fits
 from crds.client import proxy
 
-from caldp import references
+from caldp import crds_cache, crds_server, references
+from caldp.crds_cache import CrdsCache, Reference, metadata
+from caldp.crds_server import CrdsServer
+from caldp.crds_store import CrdsStore
 from caldp.errors import ReferencesError
 from caldp.inputs import Inputs, fetch
-from caldp.references import References, _metadata, assign
+from caldp.references import References, assign
 from caldp.run import Run
 from caldp.simulate import Simulation
 from tests.conftest import RunFactory
@@ -214,22 +217,27 @@ def test_contexts_by_what_they_are_for(start: Start, context: str, fields: dict[
     run, _ = start({"crds_context": context})
     server = {"operational_context": "hst_0001.pmap", "edit_context": "hst_0001.pmap"} | fields
     if used.endswith(".pmap"):
-        assert references._context(run, server) == used
+        assert crds_cache.context(run, server) == used
     else:
         with pytest.raises(ReferencesError) as caught:
-            references._context(run, server)
+            crds_cache.context(run, server)
         assert used in str(caught.value)
 
 
-def test_a_server_may_know_more_contexts_than_the_cache(start: Start) -> None:
-    server = {"crds_server_url": "https://crds", "crds_readonly": False}
-    run, _ = start({**server, "crds_context": "hst_9999.pmap"})
-    assert references._context(run, {}) == "hst_9999.pmap"
-    run, _ = start({**server, "crds_context": ""})
-    assert references._context(run, {"operational_context": "hst_0001.pmap"}) == "hst-operational"
-    run, _ = start({**server, "crds_context": "hst_9999.pmap", "crds_readonly": True})
-    with pytest.raises(ReferencesError, match="unknown CRDS context"):
-        references._context(run, {})
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"crds_readonly": True}, CrdsCache),
+        ({"crds_readonly": True, "crds_server_url": "https://crds", "crds_store": "file:/crds"}, CrdsCache),
+        ({"crds_readonly": False}, CrdsCache),
+        ({"crds_readonly": False, "crds_server_url": "https://crds"}, CrdsServer),
+        ({"crds_readonly": False, "crds_server_url": "https://crds", "crds_store": "file:/crds"}, CrdsServer),
+        ({"crds_readonly": False, "crds_store": "file:/crds"}, CrdsStore),
+        ({"crds_readonly": False, "crds_server_url": "", "crds_store": "file:/crds"}, CrdsStore),
+    ],
+)
+def test_the_ways_to_references(make_run: RunFactory, settings: dict[str, object], kind: type[CrdsCache]) -> None:
+    assert type(references.way(make_run(settings=settings).config)) is kind
 
 
 @pytest.mark.parametrize("text", [None, "", "{"])
@@ -241,16 +249,15 @@ def test_what_is_known_of_a_server_may_be_missing_where_it_can_be_asked(
     path.unlink()
     if text is not None:
         path.write_text(text)
-    assert references._server_config(run) == {}
+    assert crds_server._remembered(run) == {}
 
 
 def test_what_another_run_is_just_replacing_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(_: Path) -> str:
         raise FileNotFoundError
 
-    monkeypatch.setattr(references, "_sha1", gone)
-    choice = references._Choice("hst_0001.pmap", "14", frozenset(), {}, {}, answered=True)
-    files, (wanting,) = references._look(run, choice, [("FLUXTAB", FLUX)])
+    monkeypatch.setattr(crds_cache, "sha1", gone)
+    files, (wanting,) = CrdsCache().look(run, [("FLUXTAB", FLUX)])
     assert (files, wanting.path, wanting.replaceable) == ([], None, True)
     assert "being replaced" in wanting.error.message
 
@@ -266,13 +273,13 @@ def test_what_another_run_is_just_replacing_is_missing(run: Run, monkeypatch: py
     ],
 )
 def test_some_files_have_no_checksum(known: dict[str, str], same: bool) -> None:
-    assert references._agrees(known, 5, "abc") is same
+    assert crds_cache.agrees(known, 5, "abc") is same
 
 
 def test_crds_is_given_little_time_unless_more_is_exported(make_run: RunFactory) -> None:
-    plain = references._environment(make_run().config)
+    plain = crds_cache.environment(make_run().config)
     assert int(plain["CRDS_CLIENT_TIMEOUT_SECONDS"]) * int(plain["CRDS_CLIENT_RETRY_COUNT"]) <= 60
-    patient = references._environment(make_run(CRDS_CLIENT_TIMEOUT_SECONDS="600").config)
+    patient = crds_cache.environment(make_run(CRDS_CLIENT_TIMEOUT_SECONDS="600").config)
     assert patient == plain | {"CRDS_CLIENT_TIMEOUT_SECONDS": "600"}
 
 
@@ -306,8 +313,10 @@ def test_an_unreadable_server_config(start: Start, crds_cache: Path, text: str) 
     refused(*start(), "server_config")
 
 
-def verify(run: Run, name: str = FLUX, server: dict[str, Any] | None = None) -> references.Reference:
-    return references._verify(run, "FLUXTAB", name, server or {})
+def verify(run: Run, name: str = FLUX, server: dict[str, Any] | None = None) -> Reference:
+    cache = CrdsCache()
+    cache.known = server or {}
+    return cache.verify(run, "FLUXTAB", name, crds_cache.find(run, "FLUXTAB", name))
 
 
 @pytest.fixture
@@ -373,10 +382,10 @@ def test_both_layouts_of_a_cache_and_the_exported_variable(
 def test_metadata() -> None:
     table = {"x.fits": {"size": "5", "sha1sum": "abc"}}
     server: dict[str, Any] = {"download_metadata": proxy.crds_encode(table)}
-    assert _metadata(server) == table
-    assert _metadata(server) == table  # decoded once
-    assert _metadata({"download_metadata": table}) == table
-    assert _metadata({}) == {}
+    assert metadata(server) == table
+    assert metadata(server) == table  # decoded once
+    assert metadata({"download_metadata": table}) == table
+    assert metadata({}) == {}
 
 
 @pytest.mark.parametrize("encoded", [{"crds_payload": "!"}, {"crds_payload": "bm90IGd6aXA="}, [1], "text"])
