@@ -62,10 +62,14 @@ test: $(VENV)/.installed-test $(MINISTACK)
 test-slow: $(VENV)/.installed-test $(MINISTACK)
 	$(PYTEST) -m slow -n $(JOBS)
 
-perf: $(VENV)/.installed-test
+perf: $(VENV)/.installed-test $(MINISTACK)
 	$(BIN)/python tests/perf/overhead.py
 	$(BIN)/python tests/perf/previews.py
 	$(BIN)/python tests/perf/download.py
+	$(BIN)/python tests/perf/context.py
+	$(BIN)/python tests/perf/status.py
+	$(BIN)/python tests/perf/idle.py
+	$(BIN)/python tests/perf/publish.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -277,15 +277,15 @@ def references_sync_command(
     references are sent that the cache has; with them it must have all they ask for. What is there is not sent again:
     run it again after a failure. The first context of a store becomes its current one.
     """
-    from caldp import crds_sync
+    from caldp import crds_choice, crds_sync
     from caldp.config import load
     from caldp.store import open_store
 
     try:
         settings = load(config, context=context)
         cache = (cache or settings.crds_path).expanduser().absolute()
-        names = crds_sync.needed(_listed(datasets), input_uri, config, cache, context)
-        choice = crds_sync.Choice(tuple(name.lower() for name in _listed(instruments)), names, everything)
+        names = crds_choice.needed(_listed(datasets), input_uri, config, cache, context)
+        choice = crds_choice.Choice(tuple(name.lower() for name in _listed(instruments)), names, everything)
         with crds_sync.told(sys.stderr) as progress:
             synced = crds_sync.sync(
                 open_store(store_uri, settings.aws),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from caldp.config import Config
-from caldp.errors import ReferencesError
+from caldp.errors import OutputError, ReferencesError
 from caldp.fitsfile import damage
 from caldp.programs import ProgramRun
 from caldp.run import Run
@@ -162,7 +162,8 @@ class CrdsCache:
                 replaceable = path is None or path.is_relative_to(run.config.crds_path / "references")
                 files.append(self.verify(run, kind, name, path))
             except ReferencesError as error:
-                wanting.append(Wanting(kind, name, error, path, replaceable))
+                # Its traceback would keep us alive, and with us what is locked.
+                wanting.append(Wanting(kind, name, error.with_traceback(None), path, replaceable))
             except FileNotFoundError:  # it was damaged, or not in use, and another run has just removed it
                 gone = ReferencesError(
                     f"{run.dataset}: {kind} needs {name}, which is being replaced", remedy="run it again"
@@ -291,7 +292,8 @@ def bestrefs_command(context: str, names: Sequence[str]) -> list[str]:
 def environment(config: Config) -> dict[str, str]:
     """Return the environment of a command of crds."""
     env = {**_PATIENCE, **config.program_environment()}
-    return {k: v for k, v in env.items() if not _STOCK.fullmatch(k)} if config.crds_store else env
+    ours = config.crds_store and serverless(config)
+    return {k: v for k, v in env.items() if not _STOCK.fullmatch(k)} if ours else env
 
 
 def judge(run: Run, known: Mapping[str, Any], done: ProgramRun) -> None:
@@ -339,11 +341,17 @@ def turn(run: Run, what: str) -> Iterator[None]:
 
 
 def unwritable(run: Run, error: OSError) -> Exception:
-    """Return the error that explains why the cache cannot be written; ``error`` itself if the disk is full."""
+    """Return the error that explains why the cache cannot be written, if it is that."""
+    cache = run.config.crds_path
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            f"{run.dataset}: no space left in the CRDS cache {cache}",
+            remedy="free space there, or export CRDS_PATH=<a roomier folder>",
+        )
+    if error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(cache):
         return error
     return ReferencesError(
-        f"{run.dataset}: the CRDS cache {run.config.crds_path} cannot be written ({error.strerror})",
+        f"{run.dataset}: the CRDS cache {cache} cannot be written ({error.strerror})",
         remedy="export CRDS_PATH=<a folder of your own>, or CRDS_READONLY_CACHE=1 to use it as it is",
     )
 

@@ -8,7 +8,7 @@ import pwd
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from caldp import crds_cache, crds_store
+from caldp import crds_cache, crds_layout
 from caldp.errors import BusyError, ReferencesError
 from caldp.store import Blob, ConflictError, Create, Store, Update
 
@@ -47,14 +47,14 @@ def move(store: Store, context: str, why: str, *, bad_files: Sequence[str] | Non
     ReferencesError
         If the store does not have that context.
     """
-    if context not in (there := crds_store.stored_contexts(store)):
+    if context not in (there := crds_layout.stored_contexts(store)):
         raise ReferencesError(
             f"{store.uri} has no context {context}",
             remedy=f"it has {', '.join(there[-5:]) or 'none'}; caldp references sync brings contexts there",
         )
 
     def moved(blob: Blob | None) -> tuple[str, bytes | None]:
-        old = crds_store.parse_pointer(store, blob)
+        old = crds_layout.parse_pointer(store, blob)
         bad = sorted(old.get("bad_files", ())) if bad_files is None else sorted(bad_files)
         if old and (first or (old["context"], sorted(old["bad_files"])) == (context, bad)):
             return str(old["context"]), None
@@ -70,7 +70,7 @@ def move(store: Store, context: str, why: str, *, bad_files: Sequence[str] | Non
         }
         return context, json.dumps(new, indent=1).encode() + b"\n"
 
-    current = swap(store, crds_store.POINTER, moved)
+    current = swap(store, crds_layout.POINTER, moved)
     tell_stock_clients(store)
     return current
 
@@ -88,8 +88,8 @@ def current(store: Store) -> dict[str, Any]:
     dict
         ``context``, ``bad_files``, ``at``, ``by``, ``why``, ``history``; and ``contexts``, all that the store has.
     """
-    pointer = crds_store.parse_pointer(store, store.get(crds_store.POINTER))
-    there = crds_store.stored_contexts(store)
+    pointer = crds_layout.parse_pointer(store, store.get(crds_layout.POINTER))
+    there = crds_layout.stored_contexts(store)
     if not pointer:
         raise ReferencesError(
             f"{store.uri} has no current context",
@@ -135,7 +135,7 @@ def tell_stock_clients(store: Store) -> None:
     """Let the server_config, which the client of crds reads, say what the pointer says."""
 
     def told(blob: Blob | None) -> tuple[None, bytes | None]:
-        pointer = crds_store.parse_pointer(store, store.get(crds_store.POINTER))
+        pointer = crds_layout.parse_pointer(store, store.get(crds_layout.POINTER))
         known = server_config(store, blob)
         bad = pointer["bad_files"]
         said = {**contexts(pointer["context"]), "bad_files_list": bad, "bad_files": " ".join(bad)}
@@ -143,7 +143,7 @@ def tell_stock_clients(store: Store) -> None:
             return None, None
         return None, literal({**known, **said})
 
-    swap(store, crds_store.SERVER_CONFIG, told)
+    swap(store, crds_layout.SERVER_CONFIG, told)
 
 
 def contexts(context: str) -> dict[str, str]:
@@ -157,7 +157,7 @@ def server_config(store: Store, blob: Blob | None) -> dict[str, Any]:
         return crds_cache.parse_server_config(blob.data.decode("utf-8"))
     except ValueError as error:
         raise ReferencesError(
-            f"{store.url(crds_store.SERVER_CONFIG)} is not readable ({error})",
+            f"{store.url(crds_layout.SERVER_CONFIG)} is not readable ({error})",
             remedy="remove it: the next sync of each context writes it anew",
         ) from error
 

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -125,11 +126,13 @@ class Shelf:
             What was removed.
         """
         files = []
-        for path in self._references.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_file() and not path.is_symlink() and self._partials not in path.parents:
-                    status = path.stat()
-                    files.append((status.st_atime_ns, status.st_size, path))
+        for folder, folders, names in os.walk(self._references):
+            folders[:] = [name for name in folders if not name.startswith(".")]  # what is being downloaded
+            for path in (Path(folder) / name for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode):
+                        files.append((status.st_atime_ns, status.st_size, path))
         total = sum(size for _, size, _ in files)
         gone = []
         for _, size, path in sorted(files):

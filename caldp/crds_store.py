@@ -1,25 +1,13 @@
-"""A CRDS cache in a store: any number of hosts read it, without a CRDS server.
+"""A store from which the CRDS cache of this host is filled: any number of hosts share it, without a CRDS server.
 
-================================== =================================================================================
-``contexts/hst/current.json``      which context is current, which files are bad; the operator moves it
-``contexts/hst/<pmap>.tar.gz``     all rules of a context, never changed
-``contexts/hst/<pmap>.references.json``  size and sha1 of those references of a context that are there
-``references/hst/<name>``          the references, never changed
-``mappings/hst/<name>``            the rules once more, and
-``config/hst/server_config``       what is known of all, both for the S3 mode of crds itself
-================================== =================================================================================
-
-The cache of the host is filled from it: rules in three requests at most, references in parallel, each under a
-temporary name until it is proved.  Runs on one host share the cache; what a run uses is locked, so that a full cache
-loses only what nobody uses.
+What is where in the store is said in ``crds_layout``.  Rules are fetched in three requests at most, references in
+parallel, each under a temporary name until it is proved.  Runs on one host share the cache; what a run uses is locked,
+so that a full cache loses only what nobody uses.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import json
-import re
 import shutil
 import tempfile
 import threading
@@ -29,160 +17,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from caldp import crds_cache, crds_shelf, tarball
+from caldp import crds_cache, crds_layout, crds_shelf
 from caldp.config import Config
 from caldp.crds_cache import CrdsCache, Reference, Wanting, megabytes, turn
 from caldp.errors import (
-    InputError,
     ReferencesError,
     ReferencesUnavailableError,
     S3DownloadError,
     S3DownloadRefusedError,
 )
+from caldp.fitsfile import damage
 from caldp.run import Run
-from caldp.store import Blob, Copy, NoObjectError, Store, open_store
-
-POINTER = "contexts/hst/current.json"
-SERVER_CONFIG = "config/hst/server_config"
-
-#: Member of a tarball of rules: size and sha1 of the others.
-INDEX = "index.json"
-
-CONTEXT = re.compile(r"hst_\d{4}\.pmap")
-_TARBALL = re.compile(rf"({CONTEXT.pattern})\.tar\.gz")
-RULES = re.compile(r"hst_\w+\.[ir]map|hst_\d+\.pmap")
-
-#: Bytes of all rules of a context; they are 1.6 MB today.
-_MOST_RULES = 256 << 20
+from caldp.store import Copy, NoObjectError, open_store
 
 #: So often a reference is downloaded that does not arrive as it should be.
 _TRIES = 3
-
-
-def rules_key(context: str) -> str:
-    """Where all rules of a context are."""
-    return f"contexts/hst/{context}.tar.gz"
-
-
-def listing_key(context: str) -> str:
-    """Where the list of the references of a context is."""
-    return f"contexts/hst/{context}.references.json"
-
-
-def reference_key(name: str) -> str:
-    """Where a reference is."""
-    return f"references/hst/{name}"
-
-
-def mapping_key(name: str) -> str:
-    """Where a rule is, by itself."""
-    return f"mappings/hst/{name}"
-
-
-def stored_contexts(store: Store) -> list[str]:
-    """List the contexts of a store, oldest first."""
-    return [m[1] for name in store.names("contexts/hst") if (m := _TARBALL.fullmatch(name))]
-
-
-def parse_pointer(store: Store, blob: Blob | None) -> dict[str, Any]:
-    """Read the pointer; empty if there is none.
-
-    Raises
-    ------
-    ReferencesError
-        If it is damaged.
-    """
-    if blob is None:
-        return {}
-    with _well_formed(store, POINTER):
-        pointer = dict(json.loads(blob.data))
-        if not CONTEXT.fullmatch(pointer["context"]) or not all(isinstance(n, str) for n in pointer["bad_files"]):
-            raise ValueError("it names no context")
-        return pointer
-
-
-def parse_listing(store: Store, context: str, blob: Blob | None) -> dict[str, dict[str, str]]:
-    """Read the list of the references of a context, as crds would give it; empty if there is none.
-
-    Raises
-    ------
-    ReferencesError
-        If it is damaged.
-    """
-    if blob is None:
-        return {}
-    with _well_formed(store, listing_key(context)):
-        return {
-            str(name): {"size": str(int(one["size"])), "sha1sum": _checked(one["sha1"])}
-            for name, one in dict(json.loads(blob.data)["files"]).items()
-        }
-
-
-def _checked(sha1: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{40}", sha1):
-        raise ValueError(f"{sha1!r} is no sha1")
-    return sha1
-
-
-@contextmanager
-def _well_formed(store: Store, key: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReferencesError(
-            f"{store.url(key)} is damaged ({' '.join(str(error).split())[:160]})", remedy="have it written anew"
-        ) from error
-
-
-def unpack_rules(store: Store, context: str, data: bytes, folder: Path) -> dict[str, dict[str, str]]:
-    """Unpack all rules of a context.
-
-    Parameters
-    ----------
-    store : Store
-        Where they come from.
-    context : str
-        Which.
-    data : bytes
-        The tarball.
-    folder : Path
-        An empty folder.
-
-    Returns
-    -------
-    dict
-        {file: {size, sha1sum}}, all proved.
-
-    Raises
-    ------
-    ReferencesError
-        If the tarball is damaged, or more than that.
-    """
-    where = store.url(rules_key(context))
-    try:
-        tarball.unpack_stream(
-            io.BytesIO(data),
-            folder,
-            source=where,
-            dataset="hst",
-            wanted=lambda name: name == INDEX or RULES.fullmatch(name) is not None,
-            limit=_MOST_RULES,
-        )
-    except InputError as error:
-        raise ReferencesError(f"{where} is damaged: {error.message}", remedy="sync that context again") from error
-    with _well_formed(store, rules_key(context)):
-        files = {
-            str(name): {"size": str(int(one["size"])), "sha1sum": _checked(one["sha1"])}
-            for name, one in dict(json.loads((folder / INDEX).read_bytes())["files"]).items()
-        }
-        (folder / INDEX).unlink()
-        there = {path.name for path in folder.iterdir()}
-        if there != set(files) or context not in files:
-            raise ValueError(f"its index does not fit: {', '.join(sorted(there ^ set(files) | {context} - there)[:3])}")
-        for name, one in files.items():
-            if not crds_cache.agrees(one, (folder / name).stat().st_size, crds_cache.sha1(folder / name)):
-                raise ValueError(f"{name} is not what its index says")
-    return files
 
 
 class CrdsStore(CrdsCache):
@@ -208,13 +57,14 @@ class CrdsStore(CrdsCache):
     def choose(self, run: Run, directory: Path, names: Sequence[str]) -> None:
         asked = crds_cache.asked_context(run)
         with _readable(run):
-            pointer = parse_pointer(self.store, self.store.get(POINTER))
+            pointer = crds_layout.parse_pointer(self.store, self.store.get(crds_layout.POINTER))
             self._context = context = self._named(run, asked, pointer)
             said = {
                 "operational_context": pointer.get("context", context),
                 "latest_context": pointer.get("context", context),
                 "bad_files_list": sorted(pointer.get("bad_files", ())),
                 "bad_files": " ".join(sorted(pointer.get("bad_files", ()))),
+                "last_synced": pointer.get("at", ""),
             }
             self.known = self._remembered(run)
             if not (said.items() <= self.known.items() and self._has_rules(context)):
@@ -227,7 +77,7 @@ class CrdsStore(CrdsCache):
     def _named(self, run: Run, asked: str, pointer: Mapping[str, Any]) -> str:
         known = {"operational_context": pointer.get("context"), "latest_context": pointer.get("context")}
         name = crds_cache.named_context(asked, known)
-        if CONTEXT.fullmatch(name):
+        if crds_layout.CONTEXT.fullmatch(name):
             return name
         why = "which is no edit context" if pointer else "and it has no current context"
         raise ReferencesError(
@@ -236,7 +86,7 @@ class CrdsStore(CrdsCache):
         )
 
     def _there(self) -> str:
-        there = stored_contexts(self.store)
+        there = crds_layout.stored_contexts(self.store)
         shown = there if len(there) <= 5 else [there[0], "...", *there[-4:]]
         return f"there are {', '.join(shown)}" if there else "there are none: caldp references sync brings them there"
 
@@ -298,7 +148,7 @@ class CrdsStore(CrdsCache):
 
     def _install_rules(self, run: Run, context: str) -> dict[str, dict[str, str]]:
         """Bring all rules of a context into the cache."""
-        blob = self.store.get(rules_key(context))
+        blob = self.store.get(crds_layout.rules_key(context))
         if blob is None:
             raise ReferencesError(
                 f"{run.dataset}: unknown CRDS context {context}: {self.place} has no rules of that name",
@@ -310,7 +160,7 @@ class CrdsStore(CrdsCache):
         try:
             (cache / "mappings" / "hst").mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".caldp-rules-", dir=cache) as folder:
-                files = unpack_rules(self.store, context, blob.data, Path(folder))
+                files = crds_layout.unpack_rules(self.store, context, blob.data, Path(folder))
                 for name in files:
                     (Path(folder) / name).replace(cache / "mappings" / "hst" / name)
         except OSError as error:
@@ -335,7 +185,8 @@ class CrdsStore(CrdsCache):
     def _list(self, run: Run) -> None:
         """Learn which references of the context are in the store."""
         with _readable(run):
-            listing = parse_listing(self.store, self._context, self.store.get(listing_key(self._context)))
+            found = self.store.get(crds_layout.listing_key(self._context))
+            listing = crds_layout.parse_listing(self.store, self._context, found)
         self._listed = True
         with turn(run, "rules"):
             said = {k: v for k, v in self.known.items() if k not in ("caldp", "download_metadata")}
@@ -366,6 +217,9 @@ class CrdsStore(CrdsCache):
         targets = {one.name: one.path or flat / one.name for one in wanting}
         expected = {one.name: reference for one in wanting if (reference := self.expected(one))}
         run.telemetry.info(f"downloading {len(expected)} references, {megabytes(expected.values())}, from {self.place}")
+        for one in wanting:
+            if one.path:
+                run.telemetry.warning(f"{one.error.message.removeprefix(f'{run.dataset}: ')}: it is replaced")
         progress = _Progress(run, sum(one.size for one in expected.values()))
 
         def waiting(name: str) -> None:
@@ -385,7 +239,17 @@ class CrdsStore(CrdsCache):
         if run.config.crds_cache_limit is not None:
             for path in self._shelf.evict(run.config.crds_cache_limit):
                 run.telemetry.info(f"{path.name} was not in use: removed from the cache, which is full")
+        for one in wanting:
+            if reason := damage(targets[one.name]):
+                raise ReferencesError(
+                    f"{run.dataset}: {one.type} needs {one.name}, which is not whole FITS even in {self.place} "
+                    f"({reason})",
+                    remedy="give your own file with --override, or choose another --context",
+                )
         return [replace(expected[one.name], type=one.type, path=str(targets[one.name])) for one in wanting]
+
+    def _url(self, name: str) -> str:
+        return self.store.url(crds_layout.reference_key(name))
 
     def _arrived(self, path: Path, expected: Reference) -> bool:
         """Whether another run has brought a file meanwhile."""
@@ -403,7 +267,7 @@ class CrdsStore(CrdsCache):
         for _ in range(_TRIES):
             if not left:
                 return
-            copies = [Copy(reference_key(name), self._shelf.partial(name)) for name in left]
+            copies = [Copy(crds_layout.reference_key(name), self._shelf.partial(name)) for name in left]
             try:
                 with _readable(run):
                     self.store.download(copies, progress)
@@ -411,21 +275,27 @@ class CrdsStore(CrdsCache):
                 name = str(error.args[0]).rpartition("/")[2]
                 raise ReferencesError(
                     f"{run.dataset}: {expected[name].type} needs {name}, which is listed, but there is no "
-                    f"{self.store.url(reference_key(name))}",
+                    f"{self._url(name)}",
                     remedy=f"bring it there again: caldp references sync --context {self._context} {self.place}",
                 ) from error
+            except _AlteredError as error:
+                wrong = str(error)
+                run.telemetry.warning(wrong)
             for name, partial in [(name, self._shelf.partial(name)) for name in left]:
+                if not partial.exists():
+                    continue
                 if _is(partial, expected[name]):
                     self._shelf.keep(partial)
                     partial.replace(left.pop(name))
                     continue
                 wrong = (
-                    f"{expected[name].type} needs {name}, but {self.store.url(reference_key(name))} is damaged: "
+                    f"{expected[name].type} needs {name}, but {self._url(name)} is damaged: "
                     f"{partial.stat().st_size} bytes, sha1 {crds_cache.sha1(partial)}, where "
                     f"{expected[name].size} bytes, sha1 {expected[name].sha1} are expected"
                 )
                 run.telemetry.warning(wrong)
                 progress(-partial.stat().st_size)
+                partial.unlink()
         if left:
             raise ReferencesError(
                 f"{run.dataset}: {wrong}",
@@ -452,6 +322,10 @@ class _Progress:
             self._tell("references", self._done, self._total)
 
 
+class _AlteredError(ReferencesUnavailableError):
+    """What came from S3 is not what S3 has sent: its own checksum says so."""
+
+
 @contextmanager
 def _readable(run: Run) -> Iterator[None]:
     """Say which dataset needs a store that cannot be read just now."""
@@ -460,6 +334,8 @@ def _readable(run: Run) -> Iterator[None]:
     except S3DownloadRefusedError:
         raise
     except S3DownloadError as error:
+        if type(error.__cause__).__name__ == "FlexibleChecksumError":
+            raise _AlteredError(error.message) from error
         raise ReferencesUnavailableError(f"{run.dataset}: {error.message}", remedy=error.remedy) from error
     except ReferencesError as error:
         if error.message.startswith(f"{run.dataset}: "):

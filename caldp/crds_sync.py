@@ -8,19 +8,17 @@ pointer last; whoever is killed leaves a store that is as right as before, and t
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
-import tarfile
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from caldp import crds_cache, crds_pointer, crds_rules, crds_store
+from caldp import crds_cache, crds_layout, crds_pointer, crds_rules
+from caldp.crds_choice import Choice
 from caldp.crds_rules import Rules
 from caldp.errors import ReferencesError, UsageError
 from caldp.store import Blob, ConflictError, Copy, Create, Progress, Store, quietly
@@ -31,44 +29,6 @@ _BATCH_BYTES = 4 << 30
 
 #: {file: {size, sha1sum}}, as CRDS writes it.
 Metadata = dict[str, dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which references of a context to put into the store.
-
-    Attributes
-    ----------
-    instruments : tuple of str
-        All of these instruments.
-    names : frozenset of str
-        These.
-    everything : bool
-        All of the context.
-
-    Without any of them, those that the cache has.
-    """
-
-    instruments: tuple[str, ...] = ()
-    names: frozenset[str] = frozenset()
-    everything: bool = False
-
-    @property
-    def strict(self) -> bool:
-        """Whether the cache must have them."""
-        return bool(self.instruments or self.names or self.everything)
-
-    def of(self, rules: Rules) -> frozenset[str]:
-        """Return the names."""
-        unknown = sorted(set(self.instruments) - set(rules.references))
-        if unknown:
-            raise UsageError(
-                f"{rules.context} has no rules for {', '.join(unknown)}",
-                remedy=f"it has {', '.join(sorted(rules.references))}",
-            )
-        if not self.strict or self.everything:
-            return rules.all_references
-        return self.names.union(*(rules.references[instrument] for instrument in self.instruments))
 
 
 @dataclass
@@ -170,7 +130,7 @@ def sync(
     ReferencesError
         If the cache lacks something or is damaged, or the store has something else under a name.
     """
-    if not crds_store.CONTEXT.fullmatch(context):
+    if not crds_layout.CONTEXT.fullmatch(context):
         raise UsageError(f"{context!r} is not a CRDS context", remedy="give --context one like hst_0729.pmap")
     rules = crds_rules.read(cache / "mappings" / "hst", context)
     job = _Job(store, cache, rules, _known(cache))
@@ -180,11 +140,11 @@ def sync(
     new_rules = job.new_rules()
     result.references, result.sent, result.names = len(paths), len(new), sorted(new)
     result.sent_bytes = sum(path.stat().st_size for path in new.values())
-    tarball = store.get(crds_store.rules_key(context))
+    tarball = store.get(crds_layout.rules_key(context))
     if tarball is not None:
         job.compare_rules(tarball)
     result.rules_sent = tarball is None
-    pointer = crds_store.parse_pointer(store, store.get(crds_store.POINTER))
+    pointer = crds_layout.parse_pointer(store, store.get(crds_layout.POINTER))
     first = not pointer
     bad = sorted(job.known.get("bad_files_list", ())) if make_current or first else None
     result.moved = first or (make_current and (pointer["context"], sorted(pointer["bad_files"])) != (context, bad))
@@ -202,45 +162,6 @@ def sync(
     else:
         crds_pointer.tell_stock_clients(store)
     return result
-
-
-def needed(datasets: Sequence[str], source: str, config: str, cache: Path, context: str) -> frozenset[str]:
-    """Return the names of the references that datasets need.
-
-    Parameters
-    ----------
-    datasets : sequence of str
-        Their names.
-    source : str
-        URI of their raw data.
-    config : str
-        Config script.
-    cache : Path
-        CRDS cache to choose from, as it is.
-    context : str
-        CRDS context.
-
-    Returns
-    -------
-    frozenset of str
-    """
-    from dataclasses import replace
-
-    from caldp import inputs, references
-    from caldp.process import Interrupts, Job, Request, opened
-    from caldp.reporter import QuietReporter
-
-    names: set[str] = set()
-    for dataset in datasets:
-        job = Job.prepare(Request(dataset, source, config=config, context=context))
-        env = {**job.settings.environment, "CRDS_PATH": str(cache), "CRDS_READONLY_CACHE": "1"}
-        settings = replace(
-            job.settings, crds_path=cache, crds_readonly=True, crds_server_url="", crds_store="", environment=env
-        )
-        with opened(replace(job, settings=settings), QuietReporter(None), Interrupts()) as run:
-            found = references.survey(run, inputs.fetch(run, source))
-        names.update(one.name for one in found.checked)
-    return frozenset(names)
 
 
 def _known(cache: Path) -> dict[str, Any]:
@@ -279,7 +200,7 @@ class _Job:
         self._metadata: Metadata = crds_cache.metadata(known)
         #: What the store is known to have, references and rules.
         self._stored: Metadata = {
-            **crds_cache.metadata(crds_pointer.server_config(store, store.get(crds_store.SERVER_CONFIG))),
+            **crds_cache.metadata(crds_pointer.server_config(store, store.get(crds_layout.SERVER_CONFIG))),
             **self._listing(store.get(self._listing_key)),
         }
         #: The references that this sync is about, once they are in the store.
@@ -288,10 +209,10 @@ class _Job:
 
     @property
     def _listing_key(self) -> str:
-        return crds_store.listing_key(self.rules.context)
+        return crds_layout.listing_key(self.rules.context)
 
     def _listing(self, blob: Blob | None) -> Metadata:
-        return crds_store.parse_listing(self.store, self.rules.context, blob)
+        return crds_layout.parse_listing(self.store, self.rules.context, blob)
 
     # ---- references
 
@@ -327,9 +248,9 @@ class _Job:
             if sha1 in ("", "none"):
                 sha1 = crds_cache.sha1(path)
             if stored is None and sizes[name] == size:  # of a sync that was killed
-                stored = _facts(size, self._stored_sha1(crds_store.reference_key(name)))
+                stored = _facts(size, self._stored_sha1(crds_layout.reference_key(name)))
             if sizes[name] != size or stored is None or not crds_cache.agrees(stored, size, sha1):
-                raise self._other(crds_store.reference_key(name), path)
+                raise self._other(crds_layout.reference_key(name), path)
             self._references[name] = _facts(size, sha1)
         return new
 
@@ -343,7 +264,7 @@ class _Job:
         """Send references, batch by batch, and list those that have arrived."""
         for batch in _batches(new):
             facts = {name: self._measured(name, path) for name, path in batch.items()}
-            self.store.upload([Copy(crds_store.reference_key(n), p) for n, p in batch.items()], progress)
+            self.store.upload([Copy(crds_layout.reference_key(n), p) for n, p in batch.items()], progress)
             self._references |= facts
             self.list_references()
 
@@ -371,7 +292,7 @@ class _Job:
     def _merged(self, old: Metadata, new: Metadata) -> Metadata:
         for name in sorted(old.keys() & new.keys()):
             if old[name] != new[name]:
-                raise self._other(crds_store.reference_key(name), self.cache)
+                raise self._other(crds_layout.reference_key(name), self.cache)
         return old | new
 
     # ---- rules
@@ -384,24 +305,24 @@ class _Job:
                 continue
             stored = self._stored.get(name)
             if stored is None and str(sizes[name]) == facts["size"]:
-                blob = self.store.get(crds_store.mapping_key(name))
+                blob = self.store.get(crds_layout.mapping_key(name))
                 stored = _facts(len(blob.data), _sha1(blob.data)) if blob else None
             if stored != facts or str(sizes[name]) != facts["size"]:
-                raise self._other(crds_store.mapping_key(name), self.cache / "mappings" / "hst" / name)
+                raise self._other(crds_layout.mapping_key(name), self.cache / "mappings" / "hst" / name)
         return [name for name in self._rules if name not in sizes]
 
     def send_rules(self, names: Iterable[str]) -> None:
         """Send rules, each by itself."""
         folder = self.cache / "mappings" / "hst"
-        self.store.upload([Copy(crds_store.mapping_key(name), folder / name) for name in names])
+        self.store.upload([Copy(crds_layout.mapping_key(name), folder / name) for name in names])
 
     def send_tarball(self) -> None:
         """Send all rules in one object, which never changes."""
-        key = crds_store.rules_key(self.rules.context)
+        key = crds_layout.rules_key(self.rules.context)
         blob = self.store.get(key)
         if blob is None:
             try:
-                self.store.put(key, pack_rules(self.rules), Create())
+                self.store.put(key, crds_layout.pack_rules(self.rules), Create())
             except ConflictError:
                 blob = self.store.get(key)
         if blob is not None:
@@ -410,11 +331,11 @@ class _Job:
     def compare_rules(self, tarball: Blob) -> None:
         """Raise ReferencesError if the store has other rules for the context."""
         with tempfile.TemporaryDirectory() as folder:
-            stored = crds_store.unpack_rules(self.store, self.rules.context, tarball.data, Path(folder))
+            stored = crds_layout.unpack_rules(self.store, self.rules.context, tarball.data, Path(folder))
         differing = sorted(n for n in stored.keys() | self._rules.keys() if stored.get(n) != self._rules.get(n))
         if differing:
             raise ReferencesError(
-                f"{self.store.url(crds_store.rules_key(self.rules.context))} holds other rules than {self.cache}, "
+                f"{self.store.url(crds_layout.rules_key(self.rules.context))} holds other rules than {self.cache}, "
                 f"first {differing[0]}",
                 remedy="a context never changes: use another store, or find out which of the two is right",
             )
@@ -429,14 +350,14 @@ class _Job:
             known = old or {k: v for k, v in self.known.items() if k != "caldp"}
             metadata = crds_cache.metadata(old)
             merged = {**metadata, **self._rules, **self._references}
-            mappings = sorted({n for n in merged if crds_store.RULES.fullmatch(n)})
+            mappings = sorted({n for n in merged if crds_layout.RULES.fullmatch(n)})
             if old and merged == metadata and known.get("mappings") == mappings:
                 return None, None
             context = str(old.get("operational_context") or self.rules.context)
             new = {**known, "connected": False, "mappings": mappings, **crds_pointer.contexts(context)}
             return None, crds_pointer.literal(new | {"download_metadata": crds_cache.encoded_metadata(merged)})
 
-        crds_pointer.swap(self.store, crds_store.SERVER_CONFIG, updated)
+        crds_pointer.swap(self.store, crds_layout.SERVER_CONFIG, updated)
 
     # ---- errors
 
@@ -452,30 +373,6 @@ class _Job:
             f"{self.store.url(key)} is another file than {path}",
             remedy="files of CRDS never change: use another store, or find out which of the two is right",
         )
-
-
-def pack_rules(rules: Rules) -> bytes:
-    """Write all rules of a context as one tarball, always the same for the same rules.
-
-    Parameters
-    ----------
-    rules : Rules
-        The rules.
-
-    Returns
-    -------
-    bytes
-    """
-    files = {name: {"size": len(data), "sha1": _sha1(data)} for name, data in sorted(rules.files.items())}
-    index = json.dumps({"format": 1, "context": rules.context, "files": files}, indent=1).encode()
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in [(crds_store.INDEX, index), *sorted(rules.files.items())]:
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), 0o644
-            tar.addfile(member, io.BytesIO(data))
-    compressor = zlib.compressobj(level=9, wbits=31)  # gzip, without the time
-    return compressor.compress(packed.getvalue()) + compressor.flush()
 
 
 def _batches(files: Mapping[str, Path]) -> Iterator[dict[str, Path]]:

@@ -298,7 +298,9 @@ def advance(store: Store, status: Status, seen: tuple[Status | None, str] | None
             if status.order == current.order and not _handed_on(store, status):
                 project(store, current)  # its writer may have died before it could
             return current, False
-        entry = {k: v for k, v in status.to_json().items() if k not in ("history", "dataset", "rank", "message", "beat")}
+        entry = {
+            k: v for k, v in status.to_json().items() if k not in ("history", "dataset", "rank", "message", "beat")
+        }
         if bodies := {folder: body for folder, body in _handed_on(store, status).items() if body}:
             entry["messages"] = bodies  # a new attempt takes them away; what they say must not be lost
         history = (*(current.history if current else ()), entry)[-HISTORY:]

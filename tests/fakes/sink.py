@@ -28,6 +28,9 @@ from xml.sax.saxutils import escape
 
 _PIECE = 1 << 18
 
+#: Seconds that are worth sleeping; to sleep after each record of TLS would be the bottleneck.
+_NAP = 0.005
+
 #: Bytes of the largest objects that can be read again.
 _SMALL = 1 << 16
 
@@ -152,7 +155,9 @@ class _Handler(StreamRequestHandler):
                 raise ConnectionError("cut off")
             left -= taken
             if self.server.rate:
-                time.sleep(max(0.0, (before + size - left) / self.server.rate - (time.monotonic() - begun)))
+                early = (before + size - left) / self.server.rate - (time.monotonic() - begun)
+                if early > _NAP:
+                    time.sleep(early)
         return None
 
     def _chunks(self) -> bytes | None:
