@@ -264,7 +264,11 @@ class _Job:
         """Send references, batch by batch, and list those that have arrived."""
         for batch in _batches(new):
             facts = {name: self._measured(name, path) for name, path in batch.items()}
-            self.store.upload([Copy(crds_layout.reference_key(n), p) for n, p in batch.items()], progress)
+            copies = {name: Copy(crds_layout.reference_key(name), path) for name, path in batch.items()}
+            sent = self.store.upload(copies.values(), progress, create=True)
+            for name, copy in copies.items():  # another sync may have been faster, or an answer was lost
+                if copy.key not in sent and self._stored_sha1(copy.key) != facts[name]["sha1sum"]:
+                    raise self._other(copy.key, copy.path)
             self._references |= facts
             self.list_references()
 

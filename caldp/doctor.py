@@ -131,27 +131,31 @@ def _crds(settings: Config) -> list[Finding]:
     offline = references.serverless(settings)
     known = references.contexts(settings)
     context = settings.crds_context
-    mode = "from the cache alone" if offline else f"server {settings.crds_server_url}"
+    # What a store has is fetched into the cache when a run needs it.
+    stored = bool(settings.crds_store) and offline and not settings.crds_readonly
+    alone = offline and not stored
+    source = f"store {settings.crds_store}" if stored else "the cache alone"
+    mode = f"from {source}" if offline else f"server {settings.crds_server_url}"
     return [
         Finding("config", True, f"{settings.name} ({settings.script})"),
         Finding("CRDS mode", True, f"{mode}, cache {'read-only' if settings.crds_readonly else 'writable'}"),
         Finding(
             "CRDS cache",
-            (cache / "config" / "hst" / "server_config").is_file(),
+            stored or (cache / "config" / "hst" / "server_config").is_file(),
             str(cache),
             "export CRDS_PATH=<CRDS cache>, or use caldp-config-offsite to fill one from the CRDS server",
-            needed=offline,
+            needed=alone,
         ),
         Finding(
             "CRDS rules",
-            bool(known),
+            stored or bool(known),
             f"{len(known)} contexts, the newest {known[-1]}" if known else "none",
             "sync the CRDS cache",
-            needed=offline,
+            needed=alone,
         ),
         Finding(
             "CRDS context",
-            not context or not offline or not context.endswith(".pmap") or context in known,
+            not context or not alone or not context.endswith(".pmap") or context in known,
             context or "not set: the operational one",
             f"the cache has no rules {context}: choose another with --context or CRDS_CONTEXT",
         ),

@@ -139,7 +139,7 @@ class ReferencesError(CaldpError):
 
 
 class ReferencesUnavailableError(ReferencesError):
-    """The CRDS server does not answer, or does not deliver a reference file."""
+    """The CRDS server, or the store that takes its place, does not answer, or does not deliver a reference file."""
 
     retriable = True
 

@@ -117,11 +117,16 @@ class LocalStore:
                 with contextlib.suppress(FileNotFoundError):  # it went away meanwhile
                     yield Entry(path.relative_to(self.root).as_posix(), path.stat().st_size, "")
 
-    def upload(self, copies: Iterable[Copy], progress: Progress = quietly) -> dict[str, Stored]:
-        for copy in (copies := list(copies)):
-            self.add(copy.path, copy.key)
+    def upload(
+        self, copies: Iterable[Copy], progress: Progress = quietly, *, create: bool = False
+    ) -> dict[str, Stored]:
+        done = {}
+        for copy in copies:
+            with contextlib.suppress(FileExistsError):  # of a link; a rename replaces
+                self._add(copy.path, copy.key, os.link if create else os.replace)
+                done[copy.key] = Stored()
             progress(copy.path.stat().st_size)
-        return {copy.key: Stored() for copy in copies}
+        return done
 
     def download(self, copies: Iterable[Copy], progress: Progress = quietly) -> None:
         for copy in copies:
@@ -184,12 +189,15 @@ class LocalStore:
             shutil.rmtree(staging, ignore_errors=True)
 
     def add(self, source: Path, key: str) -> None:
+        self._add(source, key, os.replace)
+
+    def _add(self, source: Path, key: str, take: Callable[[Path, Path], None]) -> None:
         target = self._path(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
         try:
             shutil.copyfile(source, temporary)
-            temporary.replace(target)
+            take(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
 

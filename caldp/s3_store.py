@@ -212,8 +212,11 @@ class S3Store:
 
     # ---- files
 
-    def upload(self, copies: Iterable[Copy], progress: Progress = quietly) -> dict[str, Stored]:
-        stored, _ = self._send(list(copies), {}, progress)
+    def upload(
+        self, copies: Iterable[Copy], progress: Progress = quietly, *, create: bool = False
+    ) -> dict[str, Stored]:
+        copies = list(copies)
+        stored, _ = self._send(copies, {copy.key: Create() for copy in copies if create}, progress)
         return stored
 
     def download(self, copies: Iterable[Copy], progress: Progress = quietly) -> None:

@@ -163,8 +163,13 @@ class Store(Protocol):
     def walk(self, prefix: str) -> Iterator[Entry]:
         """List all objects under ``prefix`` (the whole store if it is empty), however many and deep, by key."""
 
-    def upload(self, copies: Iterable[Copy], progress: Progress = quietly) -> dict[str, Stored]:
-        """Copy files to objects, whatever is there, in parallel; return what became of each, by key."""
+    def upload(
+        self, copies: Iterable[Copy], progress: Progress = quietly, *, create: bool = False
+    ) -> dict[str, Stored]:
+        """Copy files to objects, in parallel; return what became of each, by key.
+
+        Whatever is there is replaced or, if they are to be created, left alone: such a key is not in what is returned.
+        """
 
     def download(self, copies: Iterable[Copy], progress: Progress = quietly) -> None:
         """Copy objects to files, in parallel; NoObjectError when one is not there."""

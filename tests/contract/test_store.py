@@ -252,6 +252,17 @@ class StoreContract:
         assert {name: (tmp_path / "back" / name).read_bytes() for name in contents} == contents
         assert sum(moved) == sum(map(len, contents.values()))
 
+    def test_files_that_are_to_be_created_leave_alone_what_is_there(self, store: Store, tmp_path: Path) -> None:
+        store.put("m/a", b"first", Create())
+        for name in "ab":
+            (tmp_path / name).write_bytes(b"second")
+        sent = store.upload([Copy(f"m/{name}", tmp_path / name) for name in "ab"], create=True)
+        # Of an upload whose answer was lost, nobody knows that it was sent.
+        assert "m/a" not in sent
+        assert (store.get("m/a") or pytest.fail("gone")).data == b"first"
+        assert (store.get("m/b") or pytest.fail("gone")).data == b"second"
+        assert store.upload([Copy(f"m/{name}", tmp_path / name) for name in "ab"], create=True) == {}
+
     def test_what_is_not_there_cannot_be_downloaded(self, store: Store, tmp_path: Path) -> None:
         store.put("m/a", b"x", Create())
         with pytest.raises(NoObjectError, match="m/b"):

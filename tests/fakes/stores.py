@@ -79,11 +79,16 @@ class MemoryStore:
             if key.startswith(below):
                 yield Entry(key, len(data), hashlib.sha256(data).hexdigest())
 
-    def upload(self, copies: Iterable[Copy], progress: Progress = quietly) -> dict[str, Stored]:
-        for copy in (copies := list(copies)):
-            self.objects[safe_key(copy.key)] = copy.path.read_bytes()
+    def upload(
+        self, copies: Iterable[Copy], progress: Progress = quietly, *, create: bool = False
+    ) -> dict[str, Stored]:
+        done = {}
+        for copy in copies:
+            if not (create and copy.key in self.objects):
+                self.objects[safe_key(copy.key)] = copy.path.read_bytes()
+                done[copy.key] = Stored(hashlib.sha256(self.objects[copy.key]).hexdigest())
             progress(copy.path.stat().st_size)
-        return {copy.key: Stored(hashlib.sha256(self.objects[copy.key]).hexdigest()) for copy in copies}
+        return done
 
     def download(self, copies: Iterable[Copy], progress: Progress = quietly) -> None:
         for copy in copies:

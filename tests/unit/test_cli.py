@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -230,6 +231,17 @@ def test_doctor_without_a_cache(runner: CliRunner, monkeypatch: pytest.MonkeyPat
     assert [line.split("  ")[0] for line in failed] == ["FAIL CRDS cache", "FAIL CRDS rules", "FAIL CRDS context"]
     assert "export CRDS_PATH" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_knows_that_a_store_fills_the_cache(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {"CRDS_PATH": str(tmp_path / "none"), "CRDSBUCKET": "s3://my-crds"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CRDS_READONLY_CACHE", raising=False)
+    done = runner.invoke(cli.main, ["doctor", "caldp-config-aws"])
+    assert re.search(r"ok +CRDS mode +from store s3://my-crds", done.stdout)
+    assert not re.search(r"FAIL CRDS", done.stdout)
 
 
 def test_doctor_with_an_unknown_config(runner: CliRunner) -> None:

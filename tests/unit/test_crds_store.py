@@ -170,11 +170,13 @@ class Watched(LocalStore):
         self.wrote.append(key)
         return tag
 
-    def upload(self, copies: Iterable[Copy], progress: Progress = quietly) -> dict[str, Stored]:
+    def upload(
+        self, copies: Iterable[Copy], progress: Progress = quietly, *, create: bool = False
+    ) -> dict[str, Stored]:
         stored: dict[str, Stored] = {}
         for copy in copies:
             self.before(copy.key)
-            stored |= super().upload([copy], progress)
+            stored |= super().upload([copy], progress, create=create)
             self.wrote.append(copy.key)
         return stored
 
