@@ -46,10 +46,10 @@ EXAMPLES = 3
 PROCESSED, FAILED, OPEN = 0, 1, 3
 
 #: The states that have a folder.
-_SHOWN = {state: folder for state, (_, folder) in STATES.items() if folder}
+FOLDERS = {state: folder for state, (_, folder) in STATES.items() if folder}
 
 #: States in which somebody may still work on a dataset, and in which nobody will.
-_OPEN, _FAILED = ("placed", "submitted", "processing"), ("error", "cancelled")
+_OPEN, LOST = ("placed", "submitted", "processing"), ("error", "cancelled")
 
 #: Messages that the downloader and the archive write, with text in them.
 _HANDED_ON = ("synced", "archived")
@@ -97,7 +97,7 @@ class Standing:
     @property
     def exit_status(self) -> int:
         """What ``caldp status`` of this dataset ends with."""
-        return OPEN if self.state in _OPEN else FAILED if self.state in ("", *_FAILED) else PROCESSED
+        return OPEN if self.state in _OPEN else FAILED if self.state in ("", *LOST) else PROCESSED
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Survey:
     @property
     def failed(self) -> int:
         """How many nobody works on, and that were not processed."""
-        return sum(self.counts[state] for state in _FAILED) + len(self.damaged)
+        return sum(self.counts[state] for state in LOST) + len(self.damaged)
 
     @property
     def exit_status(self) -> int:
@@ -209,7 +209,7 @@ class Change:
     note: str = ""
 
     def __str__(self) -> str:
-        place = f"messages/{_SHOWN[self.state]}/{self.dataset}" if self.state else self.dataset
+        place = f"messages/{FOLDERS[self.state]}/{self.dataset}" if self.state else self.dataset
         return f"{self.action}  {place}" + (f"  ({self.note})" if self.note else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class Change:
         return {
             "dataset": self.dataset,
             "action": self.action,
-            "folder": _SHOWN.get(self.state),
+            "folder": FOLDERS.get(self.state),
             "state": self.state or None,
             "note": self.note,
         }
@@ -408,7 +408,7 @@ def _unknown(store: Store, dataset: str) -> UsageError:
 def _list(store: Store) -> tuple[set[str], dict[str, tuple[str, ...]]]:
     """Return the datasets that have a status record, and which states show each, the lowest first."""
     there = set(store.names("messages"))
-    listed = {state: f"messages/{folder}" for state, folder in _SHOWN.items() if folder in there}
+    listed = {state: f"messages/{folder}" for state, folder in FOLDERS.items() if folder in there}
     if "status" in there:
         listed[""] = "messages/status"
     shown: dict[str, tuple[str, ...]] = {}
@@ -493,7 +493,7 @@ def _is_held(store: Store, dataset: str) -> bool:
 def _messages(store: Store, dataset: str) -> dict[str, str]:
     """Return the messages of one dataset, by state, the lowest first."""
     found = {}
-    for state, folder in _SHOWN.items():
+    for state, folder in FOLDERS.items():
         with contextlib.suppress(IsADirectoryError):  # somebody's folder is no message
             if (blob := store.get(f"messages/{folder}/{dataset}")) is not None:
                 found[state] = blob.data.decode("utf-8", errors="replace")
@@ -583,13 +583,13 @@ class _Causes:
     def sorted(self) -> list[Cause]:
         """Return them, the most frequent first."""
         causes = [
-            Cause(code, _code_name(code), reason, count, examples)
+            Cause(code, code_name(code), reason, count, examples)
             for (code, _), (reason, count, examples) in self._found.items()
         ]
         return sorted(causes, key=lambda cause: (-cause.datasets, cause.exit_code or 0, cause.reason))
 
 
-def _code_name(code: int | None) -> str:
+def code_name(code: int | None) -> str:
     return EXIT_CODES[code][0] if code in EXIT_CODES else ""
 
 
@@ -652,7 +652,7 @@ def _mend(store: Store, dataset: str, listed: tuple[str, ...] | None, dry_run: b
 
 
 def _right(state: str) -> tuple[str, ...]:
-    return (state,) if state in _SHOWN else ()
+    return (state,) if state in FOLDERS else ()
 
 
 def _project(store: Store, status: Status, dry_run: bool) -> list[Change]:
@@ -664,7 +664,7 @@ def _project(store: Store, status: Status, dry_run: bool) -> list[Change]:
     while True:
         there = _messages(store, status.dataset)
         state = _state(status, there)
-        if state in _SHOWN and state not in there:
+        if state in FOLDERS and state not in there:
             # The archive acknowledges the list of files that the downloader left: a message that moves keeps its body.
             text = there.get("synced", _text(status)) if state == "archived" else _text(status)
             changes += _create(store, status.dataset, state, text, dry_run)
@@ -676,7 +676,7 @@ def _project(store: Store, status: Status, dry_run: bool) -> list[Change]:
             unsaved = [other for other in others if there[other] and there[other] not in kept]
             gone = [other for other in others if other not in unsaved]
             if gone and not dry_run:
-                store.delete(*(f"messages/{_SHOWN[other]}/{status.dataset}" for other in gone))
+                store.delete(*(f"messages/{FOLDERS[other]}/{status.dataset}" for other in gone))
             changes += [Change(status.dataset, "removed", other, f"it is {state}") for other in gone]
             later = _later(store, status)
             if later is None:
@@ -688,7 +688,7 @@ def _project(store: Store, status: Status, dry_run: bool) -> list[Change]:
 def _create(store: Store, dataset: str, state: str, text: str, dry_run: bool) -> list[Change]:
     if not dry_run:
         try:
-            store.put(f"messages/{_SHOWN[state]}/{dataset}", text.encode(), Create())
+            store.put(f"messages/{FOLDERS[state]}/{dataset}", text.encode(), Create())
         except ConflictError:
             return []  # somebody else has just made it
     return [Change(dataset, "created", state)]
@@ -704,268 +704,19 @@ def _text(status: Status) -> str:
     """Return what the message of a dataset that was handed on says."""
     if status.state not in _HANDED_ON:
         return ""
-    earlier = [entry["message"] for entry in _history(status, status.attempt) if entry.get("message")]
+    earlier = [entry["message"] for entry in history(status, status.attempt) if entry.get("message")]
     return str(status.message or (earlier or [""])[-1])
 
 
 def _saved(status: Status) -> set[str]:
     """Return the texts of messages that the history keeps."""
-    entries = _history(status)
+    entries = history(status)
     saved = {str(entry.get("message", "")) for entry in entries}
     for kept in (entry.get("messages") for entry in entries):
         saved |= {str(text) for text in kept.values()} if isinstance(kept, dict) else set()
     return saved
 
 
-def _history(status: Status, attempt: int = 0) -> list[dict[str, Any]]:
+def history(status: Status, attempt: int = 0) -> list[dict[str, Any]]:
     entries = [entry for entry in status.history if isinstance(entry, dict)]
     return [entry for entry in entries if not attempt or entry.get("attempt") == attempt]
-
-
-# ---- for machines
-
-
-def survey_json(found: Survey) -> str:
-    """Lay a survey out for machines."""
-    return json.dumps(
-        {
-            "batch": found.batch,
-            "at": found.at,
-            "datasets": found.datasets,
-            "counts": found.counts,
-            "open": found.open,
-            "failed": found.failed,
-            "done": found.datasets - found.open - found.failed,
-            "errors": [
-                {
-                    "exit_code": cause.exit_code,
-                    "name": cause.name,
-                    "reason": cause.reason,
-                    "datasets": cause.datasets,
-                    "examples": list(cause.examples),
-                }
-                for cause in found.causes
-            ],
-            "errors_read": found.errors_read,
-            "stale": [
-                {
-                    "dataset": standing.dataset,
-                    "attempt": standing.status.attempt,
-                    "run": standing.status.run,
-                    "by": standing.status.by,
-                    "at": standing.status.at,
-                    "silent_s": _seconds(standing.silence),
-                }
-                for standing in found.stale
-                if standing.status
-            ],
-            "processing_read": found.processing_read,
-            "unrecorded": found.unrecorded,
-            "damaged": found.damaged,
-            "unread": found.unread,
-            "exit_status": found.exit_status,
-        },
-        indent=1,
-    )
-
-
-def standing_json(store: Store, standing: Standing) -> str:
-    """Lay the standing of one dataset out for machines."""
-    status = standing.status or Status(standing.dataset, 0, standing.state)
-    record = status.to_json()
-    return json.dumps(
-        {
-            "batch": store.url(),
-            "dataset": standing.dataset,
-            "state": standing.state,
-            **{key: record[key] for key in ("attempt", "retry", "reason", "exit_code")},
-            "name": _code_name(status.exit_code) if type(status.exit_code) is int else "",
-            **{key: record[key] for key in ("run", "job", "by", "at", "beat")},
-            "silent_s": _seconds(standing.silence),
-            "stale": standing.stale,
-            "location": _location(store, standing.dataset),
-            "recorded": standing.status is not None,
-            "folders": [_SHOWN[state] for state in standing.folders],
-            "message": record["message"],
-            "history": record["history"],
-            "exit_status": standing.exit_status,
-        },
-        indent=1,
-    )
-
-
-def _seconds(silence: float | None) -> float | None:
-    return None if silence is None or math.isinf(silence) else round(silence, 1)
-
-
-def _location(store: Store, dataset: str) -> str:
-    return store.url(Dataset.parse(dataset).prefix)
-
-
-# ---- for people
-
-
-def survey_text(found: Survey, width: int = 80) -> str:
-    """Lay a survey out for people, with colours that ``click.echo`` takes out where they do not belong."""
-    return "\n".join(
-        [
-            found.batch,
-            "",
-            *_table(found),
-            *_causes_text(found, width),
-            *_stale_text(found),
-            *_names_text("Shown in messages/, but without a status record", found.unrecorded, width),
-            *_names_text("With a damaged status record", found.damaged, width),
-            "",
-            *_wrapped(_verdict(found), width),
-        ]
-    )
-
-
-def _table(found: Survey) -> list[str]:
-    remarks = {"processing": f"{len(found.stale):,} stale" if found.stale else ""}
-    rows = list(found.counts.items())
-    rows += [(what, count) for what, count in (("damaged", len(found.damaged)), ("not read", found.unread)) if count]
-    digits = max(len(f"{found.datasets:,}"), 8)
-    lines = []
-    for what, count in rows:
-        remark = remarks.get(what, "")
-        colour = _colour(what) if count else ""
-        line = f"  {what:<10}  {count:>{digits},}  {_share(count, found.datasets):>7}"
-        lines.append(_styled(line, colour) + (_styled(f"  {remark}", "yellow") if remark else ""))
-    lines.append(f"  {'':<10}  {'-' * digits}")
-    lines.append(f"  {'datasets':<10}  {found.datasets:>{digits},}")
-    return lines
-
-
-def _colour(what: str) -> str:
-    if what in ("damaged", *_FAILED):
-        return "red"
-    return {"processed": "green", "synced": "green", "archived": "green", "processing": "cyan"}.get(what, "")
-
-
-def _styled(text: str, colour: str) -> str:
-    return click.style(text, fg=colour) if colour else text
-
-
-def _share(count: int, of: int) -> str:
-    """Write a share; 100.0 % is all, and 0.0 % does not appear."""
-    if not count:
-        return ""
-    tenths = 1000 * count // of
-    return f"{tenths / 10:.1f} %" if tenths else "<0.1 %"
-
-
-def _causes_text(found: Survey, width: int) -> list[str]:
-    if not found.causes:
-        return []
-    errors = found.counts["error"]
-    seen = "" if found.errors_read >= errors else f" (of {found.errors_read:,} of {errors:,}, spread over the names)"
-    lines = ["", f"Errors by cause{seen}"]
-    digits = len(f"{found.causes[0].datasets:,}")
-    for cause in found.causes[:_LINES]:
-        code = "no exit status" if cause.exit_code is None else f"exit {cause.exit_code} {cause.name}".rstrip()
-        lines.append(_styled(f"  {cause.datasets:>{digits},}  {code}", "red"))
-        indent = " " * (digits + 4)
-        lines += _wrapped(cause.reason or "no reason given", width, indent)
-        more = " ..." if cause.datasets > len(cause.examples) else ""
-        lines += _wrapped(" ".join(cause.examples) + more, width, indent)
-    return [*lines, *_more(found.causes, "causes")]
-
-
-def _stale_text(found: Survey) -> list[str]:
-    if not found.stale:
-        return []
-    seen = found.counts["processing"]
-    part = "" if found.processing_read >= seen else f" (of {found.processing_read:,} of {seen:,} runs)"
-    lines = ["", f"Stale: processing, but the run is dead{part}"]
-    for standing in found.stale[:_LINES]:
-        by = printable(str(standing.status.by)) if standing.status else ""
-        attempt = standing.status.attempt if standing.status else 0
-        lines.append(_styled(f"  {standing.dataset}  attempt {attempt}  {by}  {_silence_text(standing)}", "yellow"))
-    return [*lines, *_more(found.stale, "runs")]
-
-
-def _silence_text(standing: Standing) -> str:
-    if standing.silence is None:
-        return "its lock is free" if standing.stale else "its lock is held"
-    return "no sign of life" if math.isinf(standing.silence) else f"silent for {human_time(max(0.0, standing.silence))}"
-
-
-def _names_text(what: str, names: Sequence[str], width: int) -> list[str]:
-    if not names:
-        return []
-    return ["", f"{what}: {len(names):,}", *_wrapped(" ".join(names[:_LINES]), width, "  "), *_more(names, "datasets")]
-
-
-def _more(things: Sequence[object], what: str) -> list[str]:
-    return [f"  ... and {len(things) - _LINES:,} more {what} (see --json)"] if len(things) > _LINES else []
-
-
-def _verdict(found: Survey) -> str:
-    if found.exit_status == PROCESSED:
-        return "All are processed."
-    parts = [f"{found.open:,} still open"] if found.open else ["Nothing is open any more"]
-    if found.failed:
-        parts.append(f"{found.failed:,} failed")
-    if found.stale:
-        parts.append(f"{len(found.stale):,} stale: run them again")
-    if found.unread:
-        parts.append(f"{found.unread:,} not read: see --limit, or repair the messages")
-    return f"{'; '.join(parts)}."
-
-
-def standing_text(store: Store, standing: Standing, width: int = 80, *, cut: bool = True) -> str:
-    """Lay the standing of one dataset out for people; ``cut`` the lines of its history to the width."""
-    status = standing.status or Status(standing.dataset, 0, standing.state)
-    colour = "yellow" if standing.stale else _colour(standing.state)
-    code = f"exit {status.exit_code} {_code_name(status.exit_code)}".rstrip() if status.exit_code else ""
-    rows = [
-        ("state", standing.state + (", stale: the run is dead" if standing.stale else "")),
-        ("attempt", f"{status.attempt}" + (f", start {status.retry}" if status.retry > 1 else "")),
-        ("reason", ": ".join(filter(None, [code, printable(str(status.reason))]))),
-        ("run", printable(str(status.run))),
-        ("job", printable(str(status.job))),
-        ("by", printable(str(status.by))),
-        ("at", f"{_time(status.at)} UTC" if status.at else ""),
-        ("heartbeat", _silence_text(standing) if standing.state == "processing" else ""),
-        ("location", _location(store, standing.dataset)),
-        ("messages", ", ".join(_SHOWN[state] for state in standing.folders) or "none"),
-    ]
-    lines = [f"{standing.dataset} in {store.url()}", ""]
-    if standing.status is None:
-        lines += ["  It has a message, but no status record.", ""]
-        rows = [row for row in rows if row[0] in ("state", "location", "messages")]
-    for what, text in rows:
-        if text:
-            first, *rest = _wrapped(text, width, " " * 13)
-            lines += [f"  {what:<11}{_styled(first.strip(), colour if what == 'state' else '')}", *rest]
-    if status.history:
-        lines += ["", "History (UTC)", *(f"  {_entry(entry, width - 2 if cut else 0)}" for entry in _history(status))]
-    return "\n".join(lines)
-
-
-def _entry(entry: dict[str, Any], width: int) -> str:
-    code = entry.get("exit_code")
-    said = [f"exit {code}" if code else "", str(entry.get("by") or ""), str(entry.get("reason") or "")]
-    state = str(entry.get("state"))
-    start = f" start {entry['retry']}" if entry.get("retry", 1) != 1 else ""
-    line = f"{_time(entry.get('at'))}  {entry.get('attempt')}{start}  {state:<10}  {'  '.join(filter(None, said))}"
-    line = printable(line)
-    return f"{line[: width - 3].rstrip()}..." if width and len(line) > width else line
-
-
-def _time(text: object) -> str:
-    """Write a time of a status for people, to the second."""
-    return re.sub(r"T(\d\d:\d\d:\d\d).*", r" \1", printable(str(text or "")))
-
-
-def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
-        max(width, 40),
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

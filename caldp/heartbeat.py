@@ -11,6 +11,8 @@ from caldp.errors import CaldpError
 from caldp.messages import Status
 from caldp.store import Store
 
+_MINUTE = 60.0
+
 
 class Heart:
     """Whether a run still has its dataset.
@@ -36,7 +38,8 @@ def beating(store: Store, mine: Status, patience: float, stop: Callable[[], None
     mine : Status
         What the run began with.
     patience : float
-        Seconds without a heartbeat after which others take the run for dead; it beats five times in that time.
+        Seconds without a heartbeat after which others take the run for dead; it beats five times in that time, and at
+        least every minute, for others may have less patience.
     stop : callable
         Called, in another thread, when the dataset is lost.
 
@@ -47,7 +50,7 @@ def beating(store: Store, mine: Status, patience: float, stop: Callable[[], None
     heart, over = Heart(), threading.Event()
 
     def beat() -> None:
-        while not over.wait(patience / 5):
+        while not over.wait(min(patience / 5, _MINUTE)):
             try:
                 alive = messages.beat(store, mine)
             except (CaldpError, OSError):

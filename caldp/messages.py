@@ -232,14 +232,8 @@ def _retry(store: Store, last: Status | None, claim: Claim) -> int:
 
 
 def _is_alive(store: Store, status: Status, claim: Claim) -> bool:
-    """Whether a run that is processing has been heard of lately."""
-    if store.exclusive:
-        return False  # we could not own the dataset otherwise
-    try:
-        heard = datetime.fromisoformat(status.beat or status.at)
-        return (store.clock() - heard).total_seconds() < claim.patience
-    except (ValueError, TypeError):  # no time, or one without a zone
-        return False
+    """Whether a run that is processing has been heard of lately; where there are locks, it could not be ours else."""
+    return not store.exclusive and silence(store, status) < claim.patience
 
 
 def beat(store: Store, mine: Status) -> bool:
@@ -298,11 +292,15 @@ def advance(store: Store, status: Status, seen: tuple[Status | None, str] | None
             if status.order == current.order and not _handed_on(store, status):
                 project(store, current)  # its writer may have died before it could
             return current, False
-        entry = {
-            k: v for k, v in status.to_json().items() if k not in ("history", "dataset", "rank", "message", "beat")
-        }
-        if bodies := {folder: body for folder, body in _handed_on(store, status).items() if body}:
-            entry["messages"] = bodies  # a new attempt takes them away; what they say must not be lost
+        said = current.message if current else ""
+        if status.state == "archived" and current is not None and current.attempt == status.attempt:
+            status = replace(status, message=status.message or said)
+        left_out = ("history", "dataset", "rank", "message", "beat")
+        entry = {k: v for k, v in status.to_json().items() if k not in left_out}
+        # A new attempt takes messages away; what they say must not be lost.
+        bodies = {STATES[current.state][1]: said} if current and said not in ("", status.message) else {}
+        if bodies := {**bodies, **{folder: body for folder, body in _handed_on(store, status).items() if body}}:
+            entry["messages"] = bodies
         history = (*(current.history if current else ()), entry)[-HISTORY:]
         written = replace(status, history=history)
         tried = True
@@ -364,6 +362,20 @@ def check_owner(store: Store, mine: Status) -> None:
     """Raise BusyError if another run took the dataset over since ``mine`` was written."""
     if not owns(store, mine):
         raise taken_over(mine)
+
+
+def conclude(store: Store, status: Status) -> None:
+    """Move the status of a run to its end; BusyError if it is not this run's to move any more."""
+    stored, written = advance(store, status)
+    if not (written or _is_mine(stored, status)):
+        raise taken_over(status)
+
+
+def abandon(store: Store, dataset: str, run: str, error: CaldpError) -> None:
+    """Leave the error state of a run that failed while it began, if it got so far."""
+    current = read(store, dataset)
+    if current is not None and (current.run, current.state) == (run, "processing"):
+        advance(store, current.failed(error))
 
 
 def taken_over(mine: Status) -> BusyError:

@@ -183,7 +183,7 @@ def calibrate_and_publish(job: Job, reporter: Reporter, interrupts: Interrupts, 
         products = calibrate.calibrate(run, raw, refs)
         previews = create_preview.preview(run, products)
         manifest = publish.publish(run, job.store, job.request.input, raw, refs, products, previews)
-        messages.advance(job.store, manifest.status())
+        messages.conclude(job.store, manifest.status())
         outcome.conclude(manifest.record, job.store.url(job.dataset.prefix))
 
 
@@ -314,7 +314,13 @@ def begun(job: Job, reporter: Reporter, interrupts: Interrupts, outcome: Outcome
     job.store.prepare(job.dataset.prefix)
     there = publish.read_manifest(job.store, job.dataset.prefix)
     with interrupts.held():  # until it is known what to take back
-        mine = messages.begin(job.store, job.dataset.name, _identity(), there.attempt if there else 0, job.claim)
+        identity, published = _identity(), there.attempt if there else 0
+        try:
+            mine = messages.begin(job.store, job.dataset.name, identity, published, job.claim)
+        except (OSError, CaldpError) as error:
+            failure = describe(error, job.dataset.name)
+            _leave(reporter, "state", lambda: messages.abandon(job.store, job.dataset.name, identity, failure))
+            raise
     outcome.attempt, outcome.location = mine.attempt, job.store.url(job.dataset.prefix)
     try:
         interrupts.check()
@@ -365,6 +371,7 @@ def opened(job: Job, reporter: Reporter, interrupts: Interrupts, mine: Status | 
                 telemetry=telemetry,
                 attempt=mine.attempt,
                 retry=mine.retry,
+                output=job.store.uri,
                 started=mine.at,
                 shield=interrupts.shield,
                 keep_scratch=keep,

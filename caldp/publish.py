@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import html
-import importlib.metadata
 import json
-import platform
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import caldp
-from caldp import messages, unpublished
+from caldp import messages, unpublished, versions
 from caldp.calibrate import Products
 from caldp.create_preview import Preview
-from caldp.errors import BusyError, S3UploadError
+from caldp.errors import (
+    BusyError,
+    S3DownloadError,
+    S3DownloadRefusedError,
+    S3UploadError,
+    S3UploadRefusedError,
+    Stop,
+)
 from caldp.inputs import Inputs
 from caldp.messages import Status
 from caldp.references import References
@@ -131,6 +135,8 @@ def publish(
     ------
     BusyError
         If another run took the dataset over meanwhile; nothing is published then.
+    S3UploadError
+        If S3 fails; the products are then kept for the next run.
     """
     prefix = run.dataset.prefix
     telemetry = run.telemetry
@@ -164,10 +170,16 @@ def publish(
             _upward(run, staging),
             {entry["name"]: entry["sha256"] for entry in manifest.files()},
         )
-    except S3UploadError as error:
+    except (S3UploadError, S3DownloadError) as error:
         kept = unpublished.keep(run, inputs, references, products, staging)
-        remedy = f"{error.remedy}; the products are kept in {kept}: the same command publishes them" if kept else ""
-        raise type(error)(error.message, remedy=remedy or error.remedy) from error
+        again = "the next attempt" if run.config.attempt else "the same command"
+        remedy = f"{error.remedy}; the products are kept in {kept}: {again} publishes them" if kept else error.remedy
+        refused = isinstance(error, S3UploadRefusedError | S3DownloadRefusedError)
+        raise (S3UploadRefusedError if refused else S3UploadError)(error.message, remedy=remedy) from error
+    except Stop:
+        if not store.exclusive:  # an upload may take long, and may be what took too long
+            unpublished.keep(run, inputs, references, products, staging)
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     unpublished.forget(run)
@@ -242,7 +254,7 @@ def _record(
         "started": run.started,
         "finished": messages.now(),
         "context": references.context,
-        "versions": {**_versions(), **crds, **products.versions},
+        "versions": {**versions.installed(), **crds, **products.versions},
         "config": run.config.to_json(),
         "input": absolute_uri(source),
         "output": store.uri,
@@ -253,14 +265,6 @@ def _record(
         "programs": [*products.programs, *(p.to_json() for s in run.telemetry.stages for p in s.programs)],
         "warnings": list(run.telemetry.warnings),
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"caldp": caldp.__version__, "python": platform.python_version()}
-    for package in ("astropy", "numpy", "drizzlepac", "photutils", "stwcs", "spec-plots"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # no reason to lose the products
-            versions[package] = importlib.metadata.version(package)
-    return versions
 
 
 def _entry(name: str, path: Path, sha256: str) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Run:
         Number of the attempt, 0 for a dry run.
     retry : int
         Number of this start of the attempt.
+    output : str
+        URI of the output.
     started : str
         ISO 8601 in UTC.
     shield : callable
@@ -51,6 +53,7 @@ class Run:
     attempt: int
     started: str
     retry: int = 1
+    output: str = ""
     shield: Callable[[], None] = lambda: None
     keep_scratch: bool = False
 

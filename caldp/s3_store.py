@@ -14,9 +14,13 @@ import contextlib
 import email.utils
 import functools
 import hashlib
+import math
 import mimetypes
 import os
+import random
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -55,18 +59,68 @@ T = TypeVar("T")
 #: Metadata of our objects: the run that published it, the write that made it, its sha256.
 _RUN, _WRITE, _SHA256 = "caldp-run", "caldp-write", "caldp-sha256"
 
-#: What S3 answers when a condition does not hold; 409 is a conditional write that met another one in flight.
-_CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+#: What S3 answers when a condition does not hold, or when a conditional write met another one in flight.
+_IN_FLIGHT = ("ConditionalRequestConflict", "409")
+_CONFLICTS = ("PreconditionFailed", "412", *_IN_FLIGHT)
 _ABSENT = ("NoSuchKey", "NoSuchVersion", "404")
 
 #: What S3 checks each request of an upload by.  What a file is, the sha256 in the manifest proves; to compute another
 #: one on the way took a quarter more CPU, and more than twice that where the processor has no instructions for it.
 _CHECKSUM = "CRC32"
 
+#: How often a tree is looked at again in which somebody else writes.
+_ROUNDS = 10
+
+#: For so long, in seconds, a run may write without asking again whether the dataset is still its own.
+_PERMISSION = 30.0
+
 #: How often a file is fetched that arrives damaged.
 _DOWNLOADS = 3
 
 _CHUNK = 1 << 20
+
+
+class _Permission:
+    """Whether a run may still publish: asked again before each write when it is not known from just now.
+
+    The time is that of a clock which goes on while the machine, or the process, is asleep: that is how runs come to be
+    taken for dead.
+    """
+
+    def __init__(self, ours: Callable[[], set[str]]) -> None:
+        self._ours = ours
+        self._names: set[str] = set()
+        self._known = -math.inf
+        self._lock = threading.Lock()
+
+    def renew(self) -> set[str]:
+        """Ask; return the names of files that earlier runs published."""
+        with self._lock:
+            return self._renewed()
+
+    def check(self) -> None:
+        """Ask if it is not known from just now."""
+        with self._lock:
+            if _wakeful_clock() - self._known > _PERMISSION:
+                self._renewed()
+
+    def _renewed(self) -> set[str]:
+        asked = _wakeful_clock()
+        self._names |= self._ours()
+        self._known = asked
+        return self._names
+
+
+def _wakeful_clock() -> float:
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _refuse_deletions(bucket: str, errors: Iterable[Mapping[str, str]]) -> None:
+    for failed in errors:
+        raise S3UploadError(
+            f"s3://{bucket}/{failed['Key']} cannot be removed (S3 says {failed['Code']})",
+            remedy="check that you may delete it (s3:DeleteObject)",
+        )
 
 
 class S3Store:
@@ -90,6 +144,7 @@ class S3Store:
         self._offset = timedelta()
         self._conditions: dict[str, PutMode] = {}
         self._stored: dict[str, Stored] = {}
+        self._permission: _Permission | None = None
 
     @property
     def uri(self) -> str:
@@ -131,12 +186,15 @@ class S3Store:
         }
         return self._writing(key, lambda: self._put({**request, **_condition(mode)}, key, write))
 
-    def _put(self, request: Mapping[str, Any], key: str, write: str) -> str:
+    def _put(self, request: Mapping[str, Any], key: str, write: str, tries: int = s3.TRIES) -> str:
         from botocore.exceptions import ClientError
 
         try:
             return str(self._client.put_object(**request)["ETag"])
         except ClientError as error:
+            if s3.code(error) in _IN_FLIGHT and tries > 1:
+                time.sleep(random.uniform(0.1, 1))  # noqa: S311 - no secret
+                return self._put(request, key, write, tries - 1)
             if s3.code(error) not in (*_CONFLICTS, *_ABSENT) or not {"IfMatch", "IfNoneMatch"} & request.keys():
                 raise
             # The first attempt may have succeeded, and its answer have been lost: then what is there is ours.
@@ -157,12 +215,7 @@ class S3Store:
         for start in range(0, len(targets) if len(targets) > 1 else 0, 1000):  # as many as one request may name
             named = {"Objects": [{"Key": target} for target in targets[start : start + 1000]], "Quiet": True}
             request = functools.partial(self._client.delete_objects, Bucket=self.bucket, Delete=named)
-            answer = self._writing(keys[start], request)
-            for failed in answer.get("Errors", ()):
-                raise S3UploadError(
-                    f"s3://{self.bucket}/{failed['Key']} cannot be removed (S3 says {failed['Code']})",
-                    remedy="check that you may delete it (s3:DeleteObject)",
-                )
+            _refuse_deletions(self.bucket, self._writing(keys[start], request).get("Errors", ()))
 
     # ---- listings
 
@@ -341,7 +394,8 @@ class S3Store:
     ) -> None:
         files = {path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()}
         run = os.urandom(8).hex()
-        replaceable = ours()
+        permission = self._permission = _Permission(ours)
+        permission.renew()
         entries = {entry.key: entry for entry in self.walk(prefix)}
         before = seen = {key: entry.etag for key, entry in entries.items()}
         todo = []
@@ -351,24 +405,53 @@ class S3Store:
         stored = self._already_there(todo, entries)
         for copy in todo:
             progress(copy.path.stat().st_size if copy.key in stored else 0)
+        copies = {copy.key: copy for copy in todo}
         todo = [copy for copy in todo if copy.key not in stored]
-        while todo:
-            sent, _ = self._send(todo, {copy.key: _as_it_is(seen, copy.key) for copy in todo}, progress)
+        for _ in range(_ROUNDS):
+            sent, _conflicts = self._send(todo, {copy.key: _as_it_is(seen, copy.key) for copy in todo}, progress)
             stored |= sent
-            replaceable |= ours()  # whoever wrote here meanwhile has not taken the dataset over
+            permission.renew()  # whoever wrote here meanwhile has not taken the dataset over
             seen = {entry.key: entry.etag for entry in self.walk(prefix)}
-            todo = [copy for copy in todo if seen.get(copy.key) != stored.get(copy.key, Stored("none")).etag]
+            todo = [copies[key] for key in sorted(copies) if key not in stored or seen.get(key) != stored[key].etag]
+            if not todo:
+                break
+        else:
+            raise self._restless(todo[0].key)
         name, content = seal({key.removeprefix(f"{prefix}/"): value for key, value in stored.items()})
         sealed = f"{prefix}/{name}"
-        try:
-            self.put(sealed, content, _as_it_is(before, sealed))
-        except ConflictError as error:
-            ours()
-            raise BusyError(f"{self.url(sealed)} was replaced by another run", remedy="look at that run") from error
+        self._seal(sealed, content, _as_it_is(before, sealed), permission)
         shutil.rmtree(staging, ignore_errors=True)
-        gone = [key for key in seen.keys() - stored.keys() - {sealed} if self._is_ours(key, prefix, replaceable)]
-        if gone:
-            self.delete(*sorted(gone))
+        names = permission.renew()
+        leftovers = seen.keys() - stored.keys() - {sealed}
+        self._clean_up({key: seen[key] for key in leftovers if self._is_ours(key, prefix, names)})
+        self._permission = None
+
+    def _seal(self, key: str, content: bytes, mode: PutMode, permission: _Permission) -> None:
+        """Write the seal; one of a run that has lost the dataset since is replaced."""
+        for _ in range(_ROUNDS):
+            permission.renew()
+            try:
+                self.put(key, content, mode)
+            except ConflictError:
+                there = self.get(key)
+                mode = Update(there.etag) if there else Create()
+            else:
+                return
+        raise self._restless(key)
+
+    def _restless(self, key: str) -> BusyError:
+        return BusyError(f"{self.url(key)} is replaced by somebody again and again", remedy="find out by whom")
+
+    def _clean_up(self, leftovers: Mapping[str, str]) -> None:
+        """Remove objects of earlier runs, unless they have been replaced: they are then somebody's products."""
+        keys = sorted(leftovers)
+        for start in range(0, len(keys), 1000):
+            named = [{"Key": self._key(key), "ETag": leftovers[key]} for key in keys[start : start + 1000]]
+            request = functools.partial(
+                self._client.delete_objects, Bucket=self.bucket, Delete={"Objects": named, "Quiet": True}
+            )
+            answer = self._writing(keys[start], request)
+            _refuse_deletions(self.bucket, [e for e in answer.get("Errors", ()) if e["Code"] not in _CONFLICTS])
 
     def _already_there(self, copies: list[Copy], entries: Mapping[str, Entry]) -> dict[str, Stored]:
         """Return the objects that an upload which broke off has left, of the same content."""
@@ -417,6 +500,8 @@ class S3Store:
     def _set_condition(self, params: dict[str, Any], context: dict[str, Any], **_: object) -> dict[str, Any]:
         context["caldp_key"] = params["Key"]
         mode = self._conditions.get(params["Key"])
+        if mode and self._permission:
+            self._permission.check()
         return {**params, **_condition(mode)} if mode else params
 
     def _keep_answer(self, parsed: Mapping[str, Any], context: Mapping[str, Any], **_: object) -> None:

@@ -187,6 +187,20 @@ class Telemetry:
         """Kill the programs that other threads are running, and any they would start."""
         self._cancelled.set()
 
+    def programs(self, stage: str) -> list[ProgramRun]:
+        """Return the programs that ran in the stages of a name."""
+        return [program for each in self.stages if each.name == stage for program in each.programs]
+
+    def text(self) -> str:
+        """Return the main log as it is so far."""
+        return (self.directory / _MAIN_LOG).read_text(encoding="utf-8", errors="replace")
+
+    def quote(self, text: str, warnings: Sequence[str]) -> None:
+        """Enter the log and the warnings of an earlier run."""
+        for line in text.splitlines():
+            self._write("INFO", f"| {line}")
+        self.warnings += [w for w in map(self._clean, warnings) if w not in self.warnings]
+
     def write_metrics(self) -> dict[str, Any]:
         """Write ``metrics.json`` and the archive pipeline's two text files; return the former's content."""
         metrics = {

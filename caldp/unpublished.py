@@ -1,7 +1,7 @@
 """Unpublished: the products of a run that could not upload them, kept for the next one, which need not calibrate again.
 
-They are kept in ``caldp-unpublished/<dataset>`` of CALDP_HOME, and taken only by a run of the same inputs, references,
-settings and version of CALDP.
+They are kept in ``caldp-unpublished/<dataset>`` of CALDP_HOME, apart for each output, and taken only by a run of the
+same inputs, references, settings, programs and versions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import caldp
+from caldp import programs, versions
 from caldp.inputs import Inputs
 from caldp.references import References
 from caldp.run import Run
@@ -47,6 +47,8 @@ def keep(run: Run, inputs: Inputs, references: References, products: Products, s
     """
     target = _place(run)
     partial = target.with_name(f".{target.name}.{run.id}.partial")
+    for dead in target.parent.glob(f".{target.name}.*.partial"):
+        shutil.rmtree(dead, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         sums = {}
@@ -60,7 +62,9 @@ def keep(run: Run, inputs: Inputs, references: References, products: Products, s
             "previewed": [path.name for path in products.previewed],
             "reason": products.reason,
             "versions": products.versions,
-            "programs": [*products.programs, *(p.to_json() for s in run.telemetry.stages for p in s.programs)],
+            "programs": [*products.programs, *(p.to_json() for p in run.telemetry.programs("calibrate"))],
+            "warnings": list(run.telemetry.warnings),
+            "log": run.telemetry.text(),
         }
         (partial / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
@@ -89,7 +93,7 @@ def take(run: Run, inputs: Inputs, references: References) -> Products | None:
     """
     from caldp.calibrate import Products
 
-    place = _place(run)
+    place, taken = _place(run), dict[str, Path]()
     try:
         record: dict[str, Any] = json.loads((place / _RECORD).read_text(encoding="utf-8"))
         if record["made_of"] != _made_of(run, inputs, references):
@@ -99,7 +103,6 @@ def take(run: Run, inputs: Inputs, references: References) -> Products | None:
         if damaged:
             run.telemetry.warning(f"{place / damaged[0]} is damaged: calibrating anew")
             return None
-        taken = {}
         for name in record["files"]:
             taken[name] = run.workspace.products / name
             # A copy, for this run may fail, too; by its name alone where the file system can.
@@ -108,6 +111,7 @@ def take(run: Run, inputs: Inputs, references: References) -> Products | None:
             except OSError:
                 shutil.copyfile(place / name, taken[name])
         run.telemetry.warning(f"the products are those that an earlier run made and could not publish: {place}")
+        run.telemetry.quote(record["log"], record["warnings"])
         return Products(
             tuple(taken.values()),
             tuple(taken[name] for name in record["calibrated"]),
@@ -117,6 +121,8 @@ def take(run: Run, inputs: Inputs, references: References) -> Products | None:
             tuple(record["programs"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there are none, or they are not ours
+        for path in taken.values():
+            path.unlink(missing_ok=True)
         return None
 
 
@@ -124,18 +130,23 @@ def forget(run: Run) -> None:
     """Remove what was kept of a dataset that is published."""
     place = _place(run)
     shutil.rmtree(place, ignore_errors=True)
-    with contextlib.suppress(OSError):  # there may be other datasets
-        place.parent.rmdir()
+    for folder in (place.parent, place.parent.parent):
+        with contextlib.suppress(OSError):  # there may be others
+            folder.rmdir()
 
 
 def _place(run: Run) -> Path:
-    return run.config.home / _FOLDER / run.dataset.name
+    output = hashlib.sha256(run.output.encode()).hexdigest()[:8]
+    return run.config.home / _FOLDER / run.dataset.name / output
 
 
 def _made_of(run: Run, inputs: Inputs, references: References) -> str:
     """Identify all that decides what the programs make."""
+    path = run.config.environment.get("PATH", "")
+    executables = [programs.find(program.name, path) for program in run.recipe.programs]
     material = [
-        caldp.__version__,
+        versions.installed(),
+        [[found, *_stamp(Path(found))] if found else [] for found in executables],
         run.config.sha256,
         references.context,
         references.crds_version,
@@ -143,6 +154,11 @@ def _made_of(run: Run, inputs: Inputs, references: References) -> str:
         [[f.name, f.sha256] for f in inputs.files],
     ]
     return hashlib.sha256(json.dumps(material).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    there = path.stat()
+    return there.st_size, there.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:

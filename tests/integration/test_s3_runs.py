@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -241,7 +242,7 @@ def test_a_server_that_goes_down_while_it_uploads(cloud: Cloud) -> None:
     line = result.stderr.strip().splitlines()[-1]
     assert NAME in line and "s3://" in line and "run it again" in line
     assert cloud.status().state == "processing"  # it could not say so: the heartbeat will have stopped
-    kept = cloud.home / "caldp-unpublished" / NAME
+    kept = next((cloud.home / "caldp-unpublished" / NAME).iterdir())
     assert f"kept in {kept}" in line
     assert (kept / f"{NAME}_rawtag_a.fits").is_file()
     cloud.proxy.failure_rate = 0
@@ -252,11 +253,48 @@ def test_a_server_that_goes_down_while_it_uploads(cloud: Cloud) -> None:
     again = cloud.process(CALDP_OWNER_TIMEOUT="1", FAKE_CALCOS="exit-40")
     assert again.code == 0, again.stderr
     assert "could not publish" in again.stdout + again.stderr
-    cloud.assert_processed(2)
+    manifest = cloud.assert_processed(2)
     sent = {request.path for request in cloud.proxy.requests if request.is_write}
     arrived = [key for key in there if key.endswith((".fits", ".tra"))]
     assert not [path for path in sent if path.endswith(tuple(arrived))]
-    assert not kept.parent.exists()
+    assert not (cloud.home / "caldp-unpublished").exists()
+    log = (cloud.store.get(f"{PREFIX}/logs/process.txt") or pytest.fail("no log")).data.decode()
+    assert re.search(r"\| .*calcos: CALCOS version", log), "the log of the calibration is lost"
+    assert [Path(p["argv"][0]).name for p in manifest["programs"]].count("calcos") == 1
+
+
+@emulated
+def test_an_outage_before_the_first_upload_loses_no_products(cloud: Cloud) -> None:
+    """The first requests of a publication are reads."""
+    seen: list[Request] = []
+
+    def down(request: Request) -> bool:
+        seen.append(request)
+        reads = [r for r in seen if r.method == "GET" and r.path.endswith(f"/{NAME}.json")]
+        cloud.proxy.failure_rate = 1.0 if len(reads) == 3 else cloud.proxy.failure_rate
+        return False
+
+    cloud.proxy.hold(down)
+    result = cloud.process(AWS_MAX_ATTEMPTS="2")
+    assert result.code == 25, result.stderr
+    assert "the products are kept in" in result.stderr.splitlines()[-1]
+    assert list((cloud.home / "caldp-unpublished" / NAME).glob("*/*_rawtag_a.fits"))
+
+
+@emulated
+def test_a_run_that_fails_while_it_begins_says_so(cloud: Cloud) -> None:
+    """Its status is written, and then not its message."""
+    refused = iter((1.0, 1.0))
+
+    def down(request: Request) -> bool:
+        cloud.proxy.failure_rate = next(refused, 0.0) if "dataset-processing" in request.path else 0.0
+        return False
+
+    cloud.proxy.hold(down)
+    assert cloud.process(AWS_MAX_ATTEMPTS="2").code == 25
+    assert (cloud.status().state, cloud.status().exit_code) == ("error", 25)
+    assert cloud.process().code == 0
+    cloud.assert_processed(2)
 
 
 @emulated

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from caldp.errors import S3DownloadError, S3DownloadRefusedError, S3UploadError
+from caldp.errors import BusyError, S3DownloadError, S3DownloadRefusedError, S3UploadError
 from caldp.s3_store import S3Store
-from caldp.store import Copy, Create, Overwrite
+from caldp.store import Copy, Create, Entry, Overwrite
 from tests.fakes.proxy import FaultyProxy
 from tests.s3 import make_bucket, s3_environment
 
@@ -148,3 +148,80 @@ def test_errors_are_clear(
     assert isinstance(caught.value, S3DownloadRefusedError) == ("ENDPOINT" not in words)
     with pytest.raises((S3UploadError, S3DownloadRefusedError), match=words):
         other.put("messages/status/x.json", b"", Create())
+
+
+# ---- two runs, of which one was taken for dead
+
+
+def staged(store: S3Store, scratch: Path, **contents: str) -> Path:
+    """Stage a tree."""
+    scratch.mkdir(parents=True)
+    folder = store.staging("data/x", "run", scratch)
+    for name, content in contents.items():
+        (folder / name).write_text(content)
+    return folder
+
+
+def found(store: S3Store) -> dict[str, str]:
+    """Return what the objects of the tree hold."""
+    keys = [entry.key for entry in store.walk("data/x")]
+    return {key.removeprefix("data/x/"): (store.get(key) or pytest.fail(key)).data.decode() for key in keys}
+
+
+def sealed(content: str) -> Callable[[object], tuple[str, bytes]]:
+    """Make a seal."""
+    return lambda _: ("seal", content.encode())
+
+
+def test_a_run_that_slept_does_not_replace_what_its_successor_left_as_it_was(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The successor's object is the very one that the sleeper saw: no condition tells."""
+    sums = {"a": hashlib.sha256(b"good").hexdigest()}
+    store.publish(staged(store, tmp_path / "0", a="good"), "data/x", set, sealed("0"), sums=sums)
+    asked: list[int] = []
+
+    def ours() -> set[str]:
+        asked.append(1)
+        if len(asked) > 1:
+            raise BusyError("taken over")
+        return set()
+
+    slept = iter([0.0])  # when it asked; the next look at the clock is much later
+    monkeypatch.setattr("caldp.s3_store._wakeful_clock", lambda: next(slept, 1000.0))
+    with pytest.raises(BusyError, match="taken over"):
+        store.publish(staged(store, tmp_path / "1", a="sleeper"), "data/x", ours, sealed("1"))
+    assert found(store) == {"a": "good", "seal": "0"}
+
+
+def test_the_owner_replaces_the_seal_of_a_run_that_lost_the_dataset(store: S3Store, tmp_path: Path) -> None:
+    def sealing(_: object) -> tuple[str, bytes]:
+        store.put("data/x/seal", b"of the other run", Create())
+        return "seal", b"of the owner"
+
+    store.publish(staged(store, tmp_path / "0", a="x"), "data/x", set, sealing)
+    assert found(store) == {"a": "x", "seal": "of the owner"}
+
+
+def test_what_was_replaced_is_no_leftover(store: S3Store, tmp_path: Path) -> None:
+    store.put("data/x/old", b"of an earlier run", Create())
+    store.put("data/x/other", b"of an earlier run", Create())
+
+    def sealing(_: object) -> tuple[str, bytes]:
+        store.put("data/x/old", b"of a successor", Overwrite())
+        return "seal", b"1"
+
+    store.publish(staged(store, tmp_path / "0", a="x"), "data/x", lambda: {"old", "other"}, sealing)
+    assert found(store) == {"a": "x", "seal": "1", "old": "of a successor"}
+
+
+def test_somebody_who_writes_all_the_time_is_named(store: S3Store, tmp_path: Path) -> None:
+    walk, number = store.walk, iter(range(1000))
+
+    def and_then_written(prefix: str) -> list[Entry]:
+        store.put("data/x/a", f"{next(number)}".encode(), Overwrite())
+        return list(walk(prefix))
+
+    store.walk = and_then_written  # type: ignore[method-assign,assignment]
+    with pytest.raises(BusyError, match="data/x/a is replaced"):
+        store.publish(staged(store, tmp_path / "0", a="x"), "data/x", set, sealed("1"))
