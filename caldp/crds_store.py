@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from caldp.errors import (
 )
 from caldp.fitsfile import damage
 from caldp.run import Run
-from caldp.store import Copy, NoObjectError, open_store
+from caldp.store import Copy, NoObjectError, Progress, open_store
 
 #: So often a reference is downloaded that does not arrive as it should be.
 _TRIES = 3
@@ -220,7 +219,7 @@ class CrdsStore(CrdsCache):
         for one in wanting:
             if one.path:
                 run.telemetry.warning(f"{one.error.message.removeprefix(f'{run.dataset}: ')}: it is replaced")
-        progress = _Progress(run, sum(one.size for one in expected.values()))
+        progress = run.telemetry.counter("references", sum(one.size for one in expected.values()))
 
         def waiting(name: str) -> None:
             run.telemetry.info(f"waiting for another run that fetches {name}")
@@ -259,7 +258,7 @@ class CrdsStore(CrdsCache):
         return False
 
     def _download(
-        self, run: Run, targets: Mapping[str, Path], expected: Mapping[str, Reference], progress: _Progress
+        self, run: Run, targets: Mapping[str, Path], expected: Mapping[str, Reference], progress: Progress
     ) -> None:
         """Download files, prove them, and give them their names."""
         left = dict(targets)
@@ -305,21 +304,6 @@ class CrdsStore(CrdsCache):
 
 def _is(path: Path, expected: Reference) -> bool:
     return path.stat().st_size == expected.size and crds_cache.sha1(path) == expected.sha1
-
-
-class _Progress:
-    """Sum up what several threads have moved, and tell."""
-
-    def __init__(self, run: Run, total: int) -> None:
-        self._tell: Callable[[str, int, int], None] = run.telemetry.reporter.progress
-        self._total = total
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, moved: int) -> None:
-        with self._lock:
-            self._done += moved
-            self._tell("references", self._done, self._total)
 
 
 class _AlteredError(ReferencesUnavailableError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -88,7 +87,7 @@ class Prefix(Folder):
         total, begun = sum(e.size for e in entries), time.monotonic()
         try:
             with s3.concerning(self.run.dataset.name):
-                self._store.download(copies, _Progress(self.run, total))
+                self._store.download(copies, self.run.telemetry.counter("download", total))
                 self._store.verify(copies)
         except NoObjectError as error:
             raise InputError(
@@ -112,18 +111,3 @@ class Prefix(Folder):
             found = self._store.beginning(stem)
         self._entries |= found
         return found
-
-
-class _Progress:
-    """Adds up what several threads have moved, and tells it."""
-
-    def __init__(self, run: Run, total: int) -> None:
-        self._tell = run.telemetry.reporter.progress
-        self._total = total
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, moved: int) -> None:
-        with self._lock:
-            self._done += moved
-            self._tell("download", self._done, self._total)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import html
 import json
 import shutil
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,7 @@ from caldp.inputs import Inputs
 from caldp.messages import Status
 from caldp.references import References
 from caldp.run import Run
-from caldp.store import Store, Stored, absolute_uri
+from caldp.store import Store, Stored, absolute_uri, sha256
 from caldp.telemetry import LOG_FILES
 
 MANIFEST = "manifest.json"
@@ -149,7 +147,7 @@ def publish(
             moved = [_deliver(run, path, staging / path.name) for path in products.files]
             made = [_deliver(run, run.workspace.previews / p.name, staging / "previews" / p.name) for p in previews]
             with ThreadPoolExecutor(2) as pool:  # hashing lets go of the interpreter
-                sums = list(pool.map(_sha256, [*moved, *made]))
+                sums = list(pool.map(sha256, [*moved, *made]))
             stage.bytes_in = stage.bytes_out = sum(path.stat().st_size for path in [*moved, *made])
         record = _record(run, store, source, inputs, references, products)
         record["products"] = [_entry(p.name, p, s) for p, s in zip(moved, sums, strict=False)]
@@ -167,7 +165,7 @@ def publish(
             prefix,
             lambda: _replaceable(store, mine, prefix),
             lambda stored: _sealed(run, manifest, stored),
-            _upward(run, staging),
+            telemetry.counter("upload", sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())),
             {entry["name"]: entry["sha256"] for entry in manifest.files()},
         )
     except (S3UploadError, S3DownloadError) as error:
@@ -215,19 +213,6 @@ def _replaceable(store: Store, mine: Status, prefix: str) -> set[str]:
     return {*_OURS, *(str(entry["name"]) for entry in there.files())} if there else set(_OURS)
 
 
-def _upward(run: Run, staging: Path) -> Callable[[int], None]:
-    """Show how far an upload has come."""
-    total, lock, done = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file()), threading.Lock(), 0
-
-    def progress(size: int) -> None:
-        nonlocal done
-        with lock:
-            done += size
-            run.telemetry.reporter.progress("uploading", min(done, total), total)
-
-    return progress
-
-
 def _sealed(run: Run, manifest: Manifest, stored: Mapping[str, Stored]) -> tuple[str, bytes]:
     """Enter into the manifest what the store says of each file, and return it as the file that is written last."""
     run.shield()
@@ -267,13 +252,8 @@ def _record(
     }
 
 
-def _entry(name: str, path: Path, sha256: str) -> dict[str, Any]:
-    return {"name": name, "size": path.stat().st_size, "sha256": sha256}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _entry(name: str, path: Path, digest: str) -> dict[str, Any]:
+    return {"name": name, "size": path.stat().st_size, "sha256": digest}
 
 
 def _deliver(run: Run, source: Path, target: Path) -> Path:

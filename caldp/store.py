@@ -8,6 +8,7 @@ products is published in one step: readers see the old one or the new one, never
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -233,7 +234,7 @@ def parse_uri(text: str) -> tuple[str, str]:
     if match is None or "\0" in text:
         raise UsageError(
             f"{text!r} is not an input or output",
-            remedy="write file:<directory>, for example file:. or file:inputs",
+            remedy="write file:<directory>, for example file:. or file:inputs, or s3://bucket/prefix",
         )
     scheme, rest = match[1], match[2]
     if scheme == "s3" and not re.fullmatch(r"//[^/]+(/.*)?", rest, re.DOTALL):
@@ -283,6 +284,12 @@ def open_store(uri: str, aws: Mapping[str, str] | None = None) -> Store:
 
         return S3Store(uri, aws)
     raise UsageError(f"{uri!r} is no place for files", remedy="write file:<directory> or s3://bucket/prefix")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def safe_key(key: str) -> str:

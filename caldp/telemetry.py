@@ -183,6 +183,26 @@ class Telemetry:
             self.stages[-1].programs.append(done)
         return done
 
+    def counter(self, what: str, total: int) -> Callable[[int], None]:
+        """Return what adds up the bytes that several threads have moved, and shows how far they have come.
+
+        Parameters
+        ----------
+        what : str
+            Says what is moved.
+        total : int
+            Bytes in all.
+        """
+        lock, done = threading.Lock(), 0
+
+        def count(moved: int) -> None:
+            nonlocal done
+            with lock:
+                done += moved
+                self.reporter.progress(what, min(done, total), total)
+
+        return count
+
     def cancel_programs(self) -> None:
         """Kill the programs that other threads are running, and any they would start."""
         self._cancelled.set()

@@ -18,6 +18,7 @@ from caldp import programs, versions
 from caldp.inputs import Inputs
 from caldp.references import References
 from caldp.run import Run
+from caldp.store import sha256
 
 if TYPE_CHECKING:
     from caldp.calibrate import Products
@@ -54,7 +55,7 @@ def keep(run: Run, inputs: Inputs, references: References, products: Products, s
         sums = {}
         for path in products.files:
             kept = Path(shutil.move(staging / path.name, partial / path.name))
-            sums[path.name] = _sha256(kept)
+            sums[path.name] = sha256(kept)
         record = {
             "made_of": _made_of(run, inputs, references),
             "files": sums,
@@ -99,7 +100,7 @@ def take(run: Run, inputs: Inputs, references: References) -> Products | None:
         if record["made_of"] != _made_of(run, inputs, references):
             run.telemetry.info(f"the products in {place} were made of other things: calibrating anew")
             return None
-        damaged = [name for name, sha256 in record["files"].items() if _sha256(place / name) != sha256]
+        damaged = [name for name, known in record["files"].items() if sha256(place / name) != known]
         if damaged:
             run.telemetry.warning(f"{place / damaged[0]} is damaged: calibrating anew")
             return None
@@ -159,8 +160,3 @@ def _made_of(run: Run, inputs: Inputs, references: References) -> str:
 def _stamp(path: Path) -> tuple[int, int]:
     there = path.stat()
     return there.st_size, there.st_mtime_ns
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
