@@ -10,24 +10,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import click
-
 from caldp import messages
 from caldp.dataset import Dataset
 from caldp.errors import EXIT_CODES, CaldpError, OutputError, UsageError
 from caldp.messages import STATES, Claim, Status
-from caldp.reporter import human_time, printable
+from caldp.reporter import printable
+from caldp.s3 import Threads
 from caldp.store import ConflictError, Create, Store, open_store, parse_uri
 
 T = TypeVar("T")
@@ -59,9 +55,6 @@ _THREADS = 16
 
 #: Datasets that are handed to the threads at once.
 _CHUNK = 1000
-
-#: Lines of a list that a person is shown.
-_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -345,7 +338,7 @@ def survey(store: Store, patience: float = Claim.patience, limit: int = LIMIT) -
             found.unrecorded.append(dataset)
     causes = _Causes()
     look_at = [dataset for names in chosen.values() for dataset in names]
-    for standing in _in_threads(lambda name: _look(store, name, shown.get(name, ()), patience), look_at):
+    for standing in in_threads(lambda name: _look(store, name, shown.get(name, ()), patience), look_at):
         if standing is not None:
             _enter(found, causes, standing)
     found.causes = causes.sorted()
@@ -413,7 +406,7 @@ def _list(store: Store) -> tuple[set[str], dict[str, tuple[str, ...]]]:
         listed[""] = "messages/status"
     shown: dict[str, tuple[str, ...]] = {}
     recorded: set[str] = set()
-    for state, names in zip(listed, _in_threads(store.names, listed.values()), strict=True):
+    for state, names in zip(listed, in_threads(store.names, listed.values()), strict=True):
         if not state:
             recorded = {name.removesuffix(".json") for name in names if name.endswith(".json")}
         for name in names if state else ():
@@ -507,15 +500,23 @@ def _spread(names: Sequence[str], limit: int) -> Sequence[str]:
     return [names[number * len(names) // limit] for number in range(limit)]
 
 
-def _in_threads(act: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """Apply a function that waits, in order, many at a time; whatever stops it stops what has not begun."""
+def in_threads(act: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """Apply a function that waits, in order, many at a time; whatever stops it stops what has not begun.
+
+    Ctrl-C does not wait for a server that is silent.
+    """
     todo = list(items)
-    pool = ThreadPoolExecutor(_THREADS)
+    pool = Threads(_THREADS)
     try:
         for start in range(0, len(todo), _CHUNK):
             yield from pool.map(act, todo[start : start + _CHUNK])
-    finally:
-        pool.shutdown(cancel_futures=True)
+    except KeyboardInterrupt:
+        pool.leave()
+        raise
+    except BaseException:
+        pool.shutdown()
+        raise
+    pool.shutdown()
 
 
 # ---- causes
@@ -526,9 +527,6 @@ _NAME = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])"
 _DIFFERING = (
     (re.compile(r"\b[a-z][a-z0-9]*://[^\s,;()'\"]+(?<![.:])"), "<path>"),
     (re.compile(r"(?<![\w.<>~/])~?/[^\s,;()'\"]+(?<![.:])"), "<path>"),
-    (re.compile(r"(?<![\w.<>~/-])[\w.<>~+-]+(?:/[\w.<>~+-]+){2,}(?<!\.)"), "<path>"),
-    (re.compile(_NAME.format(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")), "<id>"),
-    (re.compile(_NAME.format(r"(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{12,}")), "<id>"),
     # Exposures of an association; its reference files begin with a digit, and make a difference.
     (re.compile(_NAME.format(r"(?=[a-z]*[0-9])[ijlo][a-z0-9]{8}"), re.IGNORECASE), "<dataset>"),
     (re.compile(r"(?<!\d)\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?"), "#"),
@@ -590,6 +588,7 @@ class _Causes:
 
 
 def code_name(code: int | None) -> str:
+    """Return what the table of exit statuses calls one; empty if it is not in there."""
     return EXIT_CODES[code][0] if code in EXIT_CODES else ""
 
 
@@ -624,14 +623,14 @@ def repair(store: Store, datasets: Sequence[str] = (), *, dry_run: bool = False)
     """
     names = list(dict.fromkeys(Dataset.parse(dataset).name for dataset in datasets))
     if names:
-        for dataset, known in zip(names, _in_threads(partial(_is_known, store), names), strict=True):
+        for dataset, known in zip(names, in_threads(partial(_is_known, store), names), strict=True):
             if not known:
                 raise _unknown(store, dataset)
-        yield from _in_threads(lambda name: _mend(store, name, None, dry_run), names)
+        yield from in_threads(lambda name: _mend(store, name, None, dry_run), names)
     else:
         recorded, shown = _list(store)
         everybody = sorted(recorded | shown.keys())
-        yield from _in_threads(lambda name: _mend(store, name, shown.get(name, ()), dry_run), everybody)
+        yield from in_threads(lambda name: _mend(store, name, shown.get(name, ()), dry_run), everybody)
 
 
 def _is_known(store: Store, dataset: str) -> bool:
@@ -718,5 +717,6 @@ def _saved(status: Status) -> set[str]:
 
 
 def history(status: Status, attempt: int = 0) -> list[dict[str, Any]]:
+    """Return the entries of the history, of one attempt or of all, without what is none."""
     entries = [entry for entry in status.history if isinstance(entry, dict)]
     return [entry for entry in entries if not attempt or entry.get("attempt") == attempt]

@@ -149,7 +149,18 @@ def _wrong_output(output_uri: str, ipppssoot: str) -> UsageError | None:
     return UsageError(f"{output_uri!r} is no output: give s3://<bucket>/<prefix> or file:<directory>", remedy=remedy)
 
 
-@click.group(context_settings=_SETTINGS, help="Calibrate Hubble Space Telescope data.")
+class _Commands(click.Group):
+    """Commands that Ctrl-C ends as it ends any other: with 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("caldp: stopped by Ctrl-C", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Commands, context_settings=_SETTINGS, help="Calibrate Hubble Space Telescope data.")
 @click.version_option(caldp.__version__, prog_name="caldp")
 def main() -> None:
     """Calibrate Hubble Space Telescope data."""
@@ -297,7 +308,7 @@ def references_sync_command(
                 dry_run=dry_run,
                 progress=progress,
             )
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes one line
         _end("references sync", context, error)
     click.echo(json.dumps(synced.to_json(), indent=1) if as_json else str(synced))
 
@@ -317,7 +328,7 @@ def references_current_command(store_uri: str, context: str, why: str, as_json: 
         if context:
             crds_pointer.move(store, context, why)
         pointer = crds_pointer.current(store)
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes one line
         _end("references current", store_uri, error)
     click.echo(json.dumps(pointer, indent=1) if as_json else crds_pointer.as_text(pointer))
 
@@ -326,7 +337,7 @@ def _listed(text: str) -> list[str]:
     return [item for part in text.split(",") if (item := part.strip())]
 
 
-def _end(command: str, what: str, error: BaseException) -> NoReturn:
+def _end(command: str, what: str, error: Exception) -> NoReturn:
     failure = describe(error, what)
     click.echo(f"caldp {command}: {failure}", err=True)
     sys.exit(failure.code)
@@ -379,7 +390,7 @@ def status_command(place: str, dataset: str, as_json: bool, owner_timeout: float
         3  some are still open: placed, submitted or processing, whatever became of the others
        26  S3 does not answer, or refuses; 29: the directory cannot be read
     """
-    from caldp import batch
+    from caldp import batch, batch_text
 
     try:
         store = batch.open_batch(place)
@@ -387,11 +398,11 @@ def status_command(place: str, dataset: str, as_json: bool, owner_timeout: float
     except (CaldpError, OSError) as error:
         _refuse("status", error)
     if isinstance(found, batch.Survey):
-        text = batch.survey_json(found) if as_json else batch.survey_text(found, _width())
+        text = batch_text.survey_json(found) if as_json else batch_text.survey_text(found, _width())
     elif as_json:
-        text = batch.standing_json(store, found)
+        text = batch_text.standing_json(store, found)
     else:
-        text = batch.standing_text(store, found, _width(), cut=sys.stdout.isatty())
+        text = batch_text.standing_text(store, found, _width(), cut=sys.stdout.isatty())
     click.echo(text)
     sys.exit(found.exit_status)
 

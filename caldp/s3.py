@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
@@ -16,8 +18,9 @@ from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
-from caldp.errors import CaldpError, S3DownloadError, S3UploadError
+from caldp.errors import CaldpError, S3DownloadError, S3UploadError, UsageError
 
 T = TypeVar("T")
 
@@ -61,21 +64,38 @@ _PASSING = (
     "IncompleteBody",
 )
 
-#: Mistakes in the settings, found by botocore before it asks anybody.
+_SIGN_IN = "sign in again (aws sso login)"
+
+#: What is wrong with credentials and names, found by botocore before it asks S3, and the remedy.
 _OUR_SIDE = {
-    "NoCredentialsError": "there are no AWS credentials",
-    "PartialCredentialsError": "the AWS credentials are incomplete",
-    "CredentialRetrievalError": "AWS credentials could not be had",
-    "TokenRetrievalError": "the AWS sign-in has expired",
-    "SSOTokenLoadError": "nobody is signed in to AWS",
-    "UnauthorizedSSOTokenError": "the AWS sign-in has expired",
-    "ProfileNotFound": "there is no such AWS profile",
-    "ParamValidationError": "is not a possible name",
-    "InvalidRegionError": "there is no such AWS region",
+    "NoCredentialsError": (
+        "there are no AWS credentials",
+        "export AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where there is a role",
+    ),
+    "PartialCredentialsError": (
+        "the AWS credentials are incomplete",
+        "export both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither",
+    ),
+    "CredentialRetrievalError": (
+        "AWS credentials could not be had",
+        "mend what the AWS profile asks for them (credential_process or role), or export AWS_PROFILE=<another>",
+    ),
+    "TokenRetrievalError": ("the AWS sign-in has expired", _SIGN_IN),
+    "SSOTokenLoadError": ("nobody is signed in to AWS", _SIGN_IN),
+    "UnauthorizedSSOTokenError": ("the AWS sign-in has expired", _SIGN_IN),
+    "ProfileNotFound": (
+        "there is no such AWS profile",
+        "export AWS_PROFILE=<one that the AWS config or credentials file has>",
+    ),
+    "ParamValidationError": ("S3 allows no such name", "check it: s3://bucket/prefix"),
 }
+
+#: Before this header, in what http.client says; it may be the session token.
+_BAD_HEADER = "Invalid header value"
 
 _REMEDIES = {
     "NoSuchBucket": ("there is no such bucket", "check its name, or create it"),
+    "InvalidBucketName": ("S3 allows no bucket of this name", "check it: s3://bucket/prefix"),
     "AccessDenied": ("access denied", ""),
     "403": ("access denied", ""),
     "AllAccessDisabled": ("access denied", ""),
@@ -105,12 +125,44 @@ def client(aws: Mapping[str, str], *, anonymous: bool = False, **options: Any) -
     Returns
     -------
     botocore client
+
+    Raises
+    ------
+    UsageError
+        If a setting makes no sense.
+    botocore.exceptions.BotoCoreError
+        If it is the credentials: see ``explained``.
     """
+    from botocore.exceptions import BotoCoreError, ConfigParseError, InvalidRegionError
+
+    try:
+        made = _client(aws, anonymous, options)
+        if "@" in made.meta.endpoint_url:
+            raise ValueError("user@host")
+        _ = urlsplit(made.meta.endpoint_url).port  # ValueError if it is none
+    except (BotoCoreError, ValueError, OSError) as error:
+        if type(error).__name__ in _OUR_SIDE:
+            raise
+        what, remedy = _short(error), "correct that AWS_* variable, or the AWS config file"
+        if isinstance(error, InvalidRegionError):
+            remedy = "export AWS_REGION=<that of the bucket>"
+        elif isinstance(error, ConfigParseError):
+            remedy = "mend that file, or point AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE at another"
+        elif not isinstance(error, (BotoCoreError, OSError)) and not what.startswith("Unsupported host"):
+            said = "it has a user or a password in it" if "@" in str(error) else what
+            what = f"AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3, or endpoint_url in the AWS config file) is wrong: {said}"
+            remedy = "write scheme, host and port, for example export AWS_ENDPOINT_URL=http://127.0.0.1:9000"
+        raise UsageError(f"S3 cannot be used with these settings: {what}", remedy=remedy) from None
+    return made
+
+
+def _client(aws: Mapping[str, str], anonymous: bool, options: dict[str, Any]) -> Any:  # noqa: ANN401 - see client
     import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
 
-    session = botocore.session.get_session()
+    # Of itself botocore does not know AWS_REGION.
+    session = botocore.session.get_session({"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)})
     for name, setting in _SETTINGS.items():
         # A profile of the environment gives way to keys of the environment; one that is set here would not.
         if (value := aws.get(name)) and value != session.get_config_variable(setting):
@@ -118,10 +170,10 @@ def client(aws: Mapping[str, str], *, anonymous: bool = False, **options: Any) -
     if "AWS_ACCESS_KEY_ID" in aws and "AWS_SECRET_ACCESS_KEY" in aws:
         token = aws.get("AWS_SESSION_TOKEN") or None
         session.set_credentials(aws["AWS_ACCESS_KEY_ID"], aws["AWS_SECRET_ACCESS_KEY"], token)
-    tries = aws.get("AWS_MAX_ATTEMPTS") or session.get_config_variable("max_attempts") or TRIES
+    tries = TRIES if "retries" in options else _tries(aws, session)
     # Not the standard mode: its quota gives up on all requests when a burst of them has met a busy server.
     ours: dict[str, Any] = {
-        "retries": {"mode": "legacy", "total_max_attempts": int(tries)},
+        "retries": {"mode": "legacy", "total_max_attempts": tries},
         "max_pool_connections": 2 * CONNECTIONS,
         "connect_timeout": 10,
         "read_timeout": 60,
@@ -134,6 +186,20 @@ def client(aws: Mapping[str, str], *, anonymous: bool = False, **options: Any) -
     return session.create_client(
         "s3", region_name=region or "us-east-1", endpoint_url=endpoint, config=Config(**ours | options)
     )
+
+
+def _tries(aws: Mapping[str, str], session: Any) -> int:  # noqa: ANN401 - see client
+    try:
+        text = aws.get("AWS_MAX_ATTEMPTS") or session.get_config_variable("max_attempts")
+        tries = TRIES if text is None else int(text)
+        if tries < 1:
+            raise ValueError(tries)
+    except ValueError:
+        raise UsageError(
+            "AWS_MAX_ATTEMPTS (or max_attempts in the AWS config file) is not a whole number from 1",
+            remedy=f"export AWS_MAX_ATTEMPTS={TRIES}",
+        ) from None
+    return tries
 
 
 @cache
@@ -230,7 +296,7 @@ def transfers(client: Any) -> Iterator[Any]:  # noqa: ANN401 - s3transfer has no
         max_request_concurrency=CONNECTIONS,
         num_download_attempts=TRIES,
     )
-    manager = TransferManager(client, config, executor_cls=_Threads)
+    manager = TransferManager(client, config, executor_cls=Threads)
     # Its end cancels what is left, if there was an exception, and then waits (shutdown(cancel=True) is broken).
     try:
         yield manager
@@ -243,7 +309,7 @@ def transfers(client: Any) -> Iterator[Any]:  # noqa: ANN401 - s3transfer has no
     manager.shutdown()
 
 
-class _Threads(Executor):
+class Threads(Executor):
     """Threads like those of ThreadPoolExecutor, but the end of the interpreter does not wait for them."""
 
     def __init__(self, max_workers: int) -> None:
@@ -256,6 +322,8 @@ class _Threads(Executor):
         future: Future[T] = Future()
 
         def task() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(act(*args, **options))
             except BaseException as error:
@@ -273,12 +341,20 @@ class _Threads(Executor):
             task()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._end(None if wait else 0)
+
+    def leave(self, seconds: float = 2) -> None:
+        """Let what is under way end, but for no longer than this."""
+        self._end(seconds)
+
+    def _end(self, seconds: float | None) -> None:
         with self._lock:
             threads = list(self._threads)
         for _ in threads:
             self._todo.put(None)
-        for thread in threads if wait else ():
-            thread.join()
+        until = None if seconds is None else time.monotonic() + seconds
+        for thread in threads:
+            thread.join(None if until is None else max(0, until - time.monotonic()))
 
 
 def persist(read: Callable[[], T]) -> T:
@@ -295,7 +371,7 @@ def persist(read: Callable[[], T]) -> T:
         urllib3.exceptions.HTTPError,
     )
     return tenacity.retry(
-        retry=tenacity.retry_if_exception_type(broken),
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, broken) and _BAD_HEADER not in str(error)),
         stop=tenacity.stop_after_attempt(TRIES),
         wait=tenacity.wait_random_exponential(max=20),
         reraise=True,
@@ -336,6 +412,9 @@ def explained(where: str, act: Callable[[], T], passing: type[CaldpError], refus
     except BotoCoreError as error:
         if type(error).__name__ in _OUR_SIDE:
             _refuse(refused, where, error)
+        if _BAD_HEADER in str(error):
+            what = "the AWS credentials have a line break in them"
+            raise refused(f"{where}: {what}", remedy="export them again, without it") from None
         remedy = "check the network and AWS_ENDPOINT_URL, or run it again later"
         raise passing(f"{where}: {_short(error)}", remedy=remedy) from error
 
@@ -358,11 +437,8 @@ def _refuse(kind: type[CaldpError], where: str, error: Exception) -> NoReturn:
         action = _ACTIONS.get(operation, f"s3:{operation}")
         what, remedy = _REMEDIES.get(code(error), (_said(error), f"check that you may ({action})"))
         raise kind(f"{where}: {what}", remedy=remedy or f"you need {action} there") from error
-    what = _OUR_SIDE.get(type(error).__name__, "")
-    raise kind(
-        f"{where}: {what} ({_short(error)})" if what else f"{where}: {_short(error)}",
-        remedy="export AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where there is a role",
-    ) from error
+    what, remedy = _OUR_SIDE[type(error).__name__]
+    raise kind(f"{where}: {what} ({_short(error)})", remedy=remedy) from error
 
 
 def code(error: Any) -> str:  # noqa: ANN401 - a ClientError, which has no types
@@ -374,4 +450,7 @@ def _said(error: Any) -> str:  # noqa: ANN401 - a ClientError, which has no type
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300].rstrip(" .") or type(error).__name__
+    """Return what botocore says, without queries of URLs and the regular expressions of names."""
+    text = " ".join(str(error).split()).removeprefix("Parameter validation failed: ")
+    text = re.sub(r"(\w+://[^\s\"'?]*)\?[^\s\"']*", r"\1", text.partition(": Bucket name must match")[0])
+    return text[:300].rstrip(" .") or type(error).__name__

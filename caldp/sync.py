@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from caldp import messages
-from caldp.batch import open_batch
+from caldp.batch import in_threads, open_batch
 from caldp.dataset import Dataset
 from caldp.errors import (
     BusyError,
@@ -754,10 +754,8 @@ def acknowledge(store: Store, name: str) -> tuple[Status, bool]:
     raise UsageError(f"{name}: {why}", remedy="only what a downloader has brought home can be archived")
 
 
-def acknowledge_all(
-    store: Store, names: Iterable[str], jobs: int = 8
-) -> Iterator[tuple[str, Status | CaldpError, bool]]:
-    """Acknowledge many datasets, a few at a time.
+def acknowledge_all(store: Store, names: Iterable[str]) -> Iterator[tuple[str, Status | CaldpError, bool]]:
+    """Acknowledge many datasets, some at a time.
 
     Yields
     ------
@@ -775,12 +773,7 @@ def acknowledge_all(
         except (CaldpError, OSError) as error:
             return name, describe(error, name), False
 
-    names = iter(names)
-    with ThreadPoolExecutor(jobs) as pool:
-        flight = deque(pool.submit(one, name) for name, _ in zip(names, range(4 * jobs), strict=False))
-        while flight:
-            yield flight.popleft().result()
-            flight.extend(pool.submit(one, name) for name, _ in zip(names, range(1), strict=False))
+    yield from in_threads(one, names)
 
 
 # ---- what the command line says

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -226,6 +228,37 @@ def test_in_a_process_of_its_own(out: Store, tmp_path: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert json.loads(run("status", "OUT", NAME, "--json").stdout)["state"] == "error"
     assert run("messages", "repair", "OUT").returncode == 0
+
+
+@pytest.mark.parametrize("command", [["status"], ["messages", "repair"], ["archived"]])
+def test_ctrl_c_while_the_server_is_silent(tmp_path: Path, command: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        process = subprocess.Popen(
+            [str(SCRIPTS / "caldp"), *command, "s3://bucket/batch", NAME],
+            env=s3_environment(endpoint),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        asked, _ = server.accept()
+        with asked:
+            asked.recv(100)
+            process.send_signal(signal.SIGINT)
+            told, complained = process.communicate(timeout=30)
+    assert (process.returncode, told, complained) == (130, "", "caldp: stopped by Ctrl-C\n")
+
+
+def test_a_token_with_a_line_break_is_not_shown(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        aws = {**s3_environment(f"http://127.0.0.1:{server.getsockname()[1]}"), "AWS_SESSION_TOKEN": "hidden\r"}
+        command = [str(SCRIPTS / "caldp"), "status", "s3://bucket/batch", NAME]
+        done = subprocess.run(command, env=aws, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (26, "", 1)
+    assert "a line break" in done.stderr
+    assert "hidden" not in done.stderr
 
 
 def test_a_directory_that_may_not_be_read(caldp: Caldp, out: Store, monkeypatch: pytest.MonkeyPatch) -> None:

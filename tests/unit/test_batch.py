@@ -7,8 +7,10 @@ import json
 import math
 import random
 import shutil
+import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from caldp import batch, messages
+from caldp import batch, batch_text, messages
 from caldp.batch import ACTIONS, Change, Repaired, Survey, look, normalised, open_batch, repair, survey
 from caldp.errors import (
     CaldpError,
@@ -190,8 +192,8 @@ def test_a_message_without_a_status_is_counted_and_named(memory: Clocked) -> Non
     found = survey(memory)
     assert (found.counts["processed"], found.unrecorded) == (2, ["ldfd01020"])
     assert look(memory, "ldfd01020").state == "processed"
-    assert "1\n  ldfd01020" in batch.survey_text(found)
-    assert "no status record" in batch.standing_text(memory, look(memory, "ldfd01020"))
+    assert "1\n  ldfd01020" in batch_text.survey_text(found)
+    assert "no status record" in batch_text.standing_text(memory, look(memory, "ldfd01020"))
 
 
 def test_what_the_downloader_and_the_archive_left_counts(memory: Clocked) -> None:
@@ -238,11 +240,11 @@ def test_strange_records_and_files_stop_nothing(local: LocalStore) -> None:
     assert found.counts["error"] == 2
     assert found.damaged == ["ldfd01020"]
     assert [(cause.exit_code, cause.reason) for cause in found.causes] == [(None, "7")]
-    batch.survey_text(found)
-    json.loads(batch.survey_json(found))
+    batch_text.survey_text(found)
+    json.loads(batch_text.survey_json(found))
     standing = look(local, NAME)
-    batch.standing_text(local, standing)
-    json.loads(batch.standing_json(local, standing))
+    batch_text.standing_text(local, standing)
+    json.loads(batch_text.standing_json(local, standing))
     assert actions(done(local)) == [("damaged", "")]
 
 
@@ -282,7 +284,7 @@ def test_no_more_than_the_limit_is_read_and_the_rest_still_counts(memory: Clocke
     assert (found.unread, found.datasets, found.errors_read, found.processing_read) == (6, 40, 4, 4)
     assert (found.causes[0].datasets, len(found.stale)) == (4, 4)
     assert found.exit_status == 3
-    text = batch.survey_text(found)
+    text = batch_text.survey_text(found)
     assert "(of 4 of 10, spread over the names)" in text
     assert "(of 4 of 10 runs)" in text
     assert "not read           6" in text
@@ -319,9 +321,9 @@ def test_a_run_that_is_silent_is_stale(memory: Clocked, status: dict[str, str], 
     assert (standing.stale, standing.silence) == (stale, silence)
     assert [s.dataset for s in survey(memory).stale] == ([NAME] if stale else [])
     assert look(memory, NAME, patience=20).stale == (silence >= 20)
-    record = json.loads(batch.standing_json(memory, standing))
+    record = json.loads(batch_text.standing_json(memory, standing))
     assert record["silent_s"] == (None if silence == math.inf else silence)
-    assert ("stale" in batch.standing_text(memory, standing)) == stale
+    assert ("stale" in batch_text.standing_text(memory, standing)) == stale
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state != "processing"])
@@ -336,7 +338,7 @@ def test_in_a_folder_the_lock_tells_and_looking_leaves_no_trace(local: LocalStor
         begin(local, NAME, "run")
         before = sorted(local.root.rglob("*"))
         assert survey(local).stale == []
-        assert "its lock is held" in batch.standing_text(local, look(local, NAME))
+        assert "its lock is held" in batch_text.standing_text(local, look(local, NAME))
     assert [s.dataset for s in survey(local).stale] == [NAME]
     (local.root / "messages" / ".locks").mkdir(exist_ok=True)
     (local.root / "messages" / ".locks" / f"{NAME}.owner").touch()  # of a run that was killed
@@ -399,12 +401,11 @@ def test_the_same_failure_of_many_datasets_is_one_cause(numbers: list[int]) -> N
         (f"{NAME}: unknown CRDS context hst_9999.pmap", "unknown CRDS context hst_#.pmap"),
         (f"{NAME}: no LDFD01010_raw.fits", "no <dataset>_raw.fits"),
         ("acs_8bt_05: runsinglehap failed (exit status 9)", "acs_#bt_#: runsinglehap failed (exit status #)"),
-        ("see data/cos/ldfd01010/logs/process.txt in the output", "see <path> in the output"),
+        ("see data/cos/ldfd01010/logs/process.txt", "see data/cos/<dataset>/logs/process.txt"),
         ("the CRDS cache /grp/crds/cache cannot be written", "the CRDS cache <path> cannot be written"),
         ("/a/b.fits: not FITS; and ~/x.fits", "<path>: not FITS; and <path>"),
         ("s3://b/in/x.tar.gz: access denied", "<path>: access denied"),
         ("is https://hst-crds.stsci.edu:443/x well?", "is <path> well?"),
-        ("run 0123456789ab, job 01234567-89ab-cdef-0123-456789abcdef", "run <id>, job <id>"),
         ("calwf3.e, cs0.e, x1d, G140L and S3: and/or", "calwf3.e, cs0.e, x1d, G140L and S3: and/or"),
         ("05i1639ml_flat.fits is damaged: 12 bytes", "05i1639ml_flat.fits is damaged: # bytes"),
         ("peak 1.4GB, 12ms, 1,200 of 1e-05", "peak #GB, #ms, # of #"),
@@ -472,7 +473,7 @@ def long_survey(count: int = 30) -> Survey:
 
 
 def test_the_table_is_readable_at_80_columns() -> None:
-    lines = click.unstyle(batch.survey_text(long_survey())).splitlines()
+    lines = click.unstyle(batch_text.survey_text(long_survey())).splitlines()
     assert max(map(len, lines)) <= 100  # a long host
     assert max(len(line) for line in lines if "internal" not in line) <= 80
     assert len(lines) < 170
@@ -491,24 +492,24 @@ def test_the_table_is_readable_at_80_columns() -> None:
     [(0, 10, ""), (10, 10, "100.0 %"), (9999, 10000, "99.9 %"), (1, 10000, "<0.1 %"), (1, 3, "33.3 %")],
 )  # fmt: skip
 def test_a_share_is_not_rounded_up(count: int, of: int, expected: str) -> None:
-    assert batch._share(count, of) == expected
+    assert batch_text._share(count, of) == expected
 
 
 def test_a_batch_that_is_done_says_so(memory: Clocked) -> None:
     advance(memory, Status(NAME, 1, "processed"))
-    assert batch.survey_text(survey(memory)).endswith("All are processed.")
+    assert batch_text.survey_text(survey(memory)).endswith("All are processed.")
 
 
 def test_the_history_is_one_line_an_entry(memory: Clocked) -> None:
     mine = begin(memory, NAME, "run1")
     advance(memory, mine.failed(InputError(f"{NAME}: no files\nwhatsoever \x1b[31m" + "x" * 100)))
     advance(memory, Status(NAME, 2, "processing", run="run2", retry=3, job="job-1"))
-    text = batch.standing_text(memory, look(memory, NAME))
+    text = batch_text.standing_text(memory, look(memory, NAME))
     history = text.partition("History (UTC)\n")[2].splitlines()
     assert [line.split()[2:4] for line in history] == [["1", "processing"], ["1", "error"], ["2", "start"]]
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b[31mx" not in text
-    whole = batch.standing_text(memory, look(memory, NAME), cut=False)
+    whole = batch_text.standing_text(memory, look(memory, NAME), cut=False)
     assert "x" * 100 in whole
     for word in ("attempt    2, start 3", "job        job-1", "run        run2", "memory:data/cos/ldfd01010"):
         assert word in whole
@@ -517,14 +518,14 @@ def test_the_history_is_one_line_an_entry(memory: Clocked) -> None:
 def test_the_keys_for_machines_are_these(memory: Clocked) -> None:
     advance(memory, Status(NAME, 1, "processing", at=ago(9000)))
     advance(memory, Status("ldfd01020", 1, "error", reason="why", exit_code=23))
-    found = json.loads(batch.survey_json(survey(memory)))
+    found = json.loads(batch_text.survey_json(survey(memory)))
     assert list(found) == [
         "batch", "at", "datasets", "counts", "open", "failed", "done", "errors", "errors_read", "stale",
         "processing_read", "unrecorded", "damaged", "unread", "exit_status",
     ]  # fmt: skip
     assert list(found["errors"][0]) == ["exit_code", "name", "reason", "datasets", "examples"]
     assert list(found["stale"][0]) == ["dataset", "attempt", "run", "by", "at", "silent_s"]
-    standing = json.loads(batch.standing_json(memory, look(memory, "ldfd01020")))
+    standing = json.loads(batch_text.standing_json(memory, look(memory, "ldfd01020")))
     assert list(standing) == [
         "batch", "dataset", "state", "attempt", "retry", "reason", "exit_code", "name", "run", "job", "by", "at",
         "beat", "silent_s", "stale", "location", "recorded", "folders", "message", "history", "exit_status",
@@ -542,6 +543,49 @@ def test_the_keys_for_machines_are_these(memory: Clocked) -> None:
         "state": "processed",
         "note": "",
     }
+
+
+# ---- many at a time
+
+
+def test_the_answers_come_in_order_and_a_failure_stops_what_has_not_begun() -> None:
+    assert list(batch.in_threads(lambda number: 2 * number, range(2500))) == list(range(0, 5000, 2))
+    begun: list[int] = []
+
+    def act(number: int) -> int:
+        begun.append(number)
+        if number == 20:
+            raise KeyError(number)
+        time.sleep(0.001)
+        return number
+
+    with pytest.raises(KeyError):
+        list(batch.in_threads(act, range(900)))
+    before = len(begun)
+    assert before < 900
+    time.sleep(0.05)
+    assert len(begun) == before
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_is_silent() -> None:
+    answer, asked = threading.Event(), threading.Event()
+
+    def ask(_: int) -> None:
+        asked.set()
+        answer.wait(60)
+
+    def interrupt() -> None:
+        asked.wait(30)
+        signal.raise_signal(signal.SIGINT)
+
+    begun = time.monotonic()
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(batch.in_threads(ask, range(100)))
+        assert time.monotonic() - begun < 20
+    finally:
+        answer.set()
 
 
 # ---- which batch, which dataset

@@ -177,6 +177,49 @@ def test_help_shows_every_exit_status(runner: CliRunner, option: str) -> None:
     assert max(len(line) for line in done.output.splitlines()) <= 130
 
 
+@pytest.mark.parametrize(
+    ("room", "args"),
+    [
+        ("caldp.batch.open_batch", ["status", "OUT"]),
+        ("caldp.batch.open_batch", ["messages", "repair", "OUT"]),
+        ("caldp.batch.open_batch", ["archived", "OUT", "ldfd01010"]),
+        ("caldp.store.open_store", ["references", "current", "file:OUT"]),
+        ("caldp.crds_choice.needed", ["references", "sync", "file:OUT", "--context", "hst_0001.pmap"]),
+        ("caldp.doctor.examine", ["doctor"]),
+        ("caldp.simulate.simulate", ["simulate", "OUT"]),
+    ],
+)
+def test_ctrl_c_ends_a_command_quietly(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, room: str, args: list[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, interrupted)
+    done = runner.invoke(cli.main, args)
+    assert (done.exit_code, done.stdout, done.stderr) == (130, "", "caldp: stopped by Ctrl-C\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("AWS_ENDPOINT_URL", "me:hidden@127.0.0.1:9000"), ("AWS_MAX_ATTEMPTS", "many")]
+)
+def test_a_setting_of_aws_that_makes_no_sense_is_named(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str
+) -> None:
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "x")
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CRDS_PATH", str(tmp_path / "crds"))
+    for done in (
+        caldp_process(runner, "ldfd01vnq", "file:.", "s3://bucket/x"),
+        runner.invoke(cli.main, ["status", "s3://bucket/x"]),
+    ):
+        assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+        assert name in done.stderr
+        assert "hidden" not in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("asked", ["23", "STAGE1_ERROR", "stage1_error"])
 def test_explain(runner: CliRunner, asked: str) -> None:
     done = runner.invoke(cli.main, ["explain", asked])

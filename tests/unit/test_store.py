@@ -58,6 +58,12 @@ def test_d19_bad_uris_are_named(text: str) -> None:
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize("text", ["bucket/prefix", "s3//bucket/prefix", "S3://bucket"])
+def test_d19_who_meant_a_bucket_is_told_how_to_write_it(text: str) -> None:
+    with pytest.raises(UsageError, match="write file:<directory>.* or s3://bucket/prefix$"):
+        parse_uri(text)
+
+
 @given(st.text())
 def test_any_text_is_a_uri_or_a_usage_error(text: str) -> None:
     for candidate in (text, f"file:{text}", f"s3:{text}"):
