@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ DATASET = "ldfd01010"
 PREFIX = f"data/cos/{DATASET}"
 ACQ = "ldfd01vlq"
 
-#: Written into headers: when, by which release of the surrounding system, and where the references were.
-_PASSING = ("DATE", "FILEDATE", "IRAF-TLM", "CHECKSUM", "DATASUM", "CAL_VER", "HISTORY", "COMMENT")
+#: Cards that say when a file was written.
+_DATES = re.compile(rb"(DATE    |CHECKSUM|DATASUM )=.{71}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def put_tarball(account: Account, cos_data: Path, patterns: tuple[str, ...]) -> 
 
 
 def assert_same_product(ours: Path, theirs: Path) -> None:
-    """Assert that two products are the same, but for when and where they were made."""
-    if ours.suffix == ".fits":
-        difference = fits.FITSDiff(str(ours), str(theirs), ignore_keywords=list(_PASSING), ignore_comments=["*"])
-        assert difference.identical, difference.report()
+    """Assert that two products are the same, byte for byte but for dates."""
+    if ours.suffix == ".fits" and _DATES.sub(b"", ours.read_bytes()) != _DATES.sub(b"", theirs.read_bytes()):
+        difference = fits.FITSDiff(str(ours), str(theirs), ignore_keywords=["DATE", "CHECKSUM", "DATASUM"])
+        pytest.fail(f"{ours.name}\n{difference.report()}")
 
 
 def test_the_guard_guards(account: tuple[Account, FaultyProxy]) -> None:
