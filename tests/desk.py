@@ -176,6 +176,20 @@ def assert_tidy(home: Path) -> None:
     assert not [path for locks in home.rglob(".locks") for path in locks.iterdir()]
 
 
+@contextmanager
+def small_disk(path: Path, size: str) -> Iterator[None]:
+    """Mount a file system of a given size; only root can."""
+    path.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True)
+    if done.returncode:
+        assert not os.environ.get("CI"), f"cannot mount a small disk: {done.stderr!r}"
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
 @pytest.fixture
 def desk(tmp_path: Path, environment: dict[str, str]) -> Desk:
     """An empty directory to work in."""

@@ -164,6 +164,11 @@ def s3_places(*emulators: str) -> list[str]:
     return [*(emulators or ("moto", "ministack")), *(["real"] if REAL_OUTPUTS else [])]
 
 
+def emulated(*emulators: str) -> pytest.MarkDecorator:
+    """Run a test on emulators alone (both): one that needs a proxy before the server, or a bucket of its own making."""
+    return pytest.mark.parametrize("s3_place", emulators or ("moto", "ministack"), indirect=True)
+
+
 @pytest.fixture
 def s3_place(request: pytest.FixtureRequest) -> Iterator[S3Place]:
     """A place of one's own on the S3 that :func:`s3_places` names."""

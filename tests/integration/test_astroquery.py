@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.desk import Desk, assert_tidy
+from tests.desk import Desk, assert_tidy, small_disk
 from tests.fakes.mast import FakeMast, fake_mast
-from tests.integration.test_faults import small_disk
 
 ACQ = "ldfd01vlq"
 RAW = f"{ACQ}_rawacq.fits"

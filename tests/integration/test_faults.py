@@ -6,11 +6,9 @@ import gzip
 import os
 import shutil
 import signal
-import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from astropy.io import fits
 
 from caldp.local_store import LocalStore
 from caldp.publish import verified
-from tests.desk import Desk, assert_ended, assert_tidy, child_named, linked_cache
+from tests.desk import Desk, assert_ended, assert_tidy, child_named, linked_cache, small_disk
 
 ACQ = "ldfd01vlq"
 TAG = "ldfd01vnq"
@@ -32,20 +30,6 @@ def unzip(desk: Desk, name: str) -> Path:
     plain.write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
     return plain
-
-
-@contextmanager
-def small_disk(path: Path, size: str) -> Iterator[None]:
-    """Mount a file system of a given size; only root can."""
-    path.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True)
-    if done.returncode:
-        assert not os.environ.get("CI"), f"cannot mount a small disk: {done.stderr!r}"
-        pytest.skip("mounting a small disk needs root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 # --- what the user types ----------------------------------------------------------------------------------------

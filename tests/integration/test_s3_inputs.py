@@ -26,7 +26,7 @@ from tests.conftest import RunFactory
 from tests.desk import SCRIPTS, Desk, assert_tidy
 from tests.fakes import mosaic
 from tests.fakes.proxy import FaultyProxy
-from tests.s3 import S3Place, s3_client, s3_environment, s3_places, split
+from tests.s3 import S3Place, emulated, s3_client, s3_environment, s3_places, split
 
 ASSOCIATION = "ldfd01010"
 ACQ = "ldfd01vlq"
@@ -163,15 +163,13 @@ def test_prefixes_of_all_kinds(
     assert fetched.raw[0].source == f"{top}{prefix.rstrip('/')}/{ACQ}_rawacq.fits.gz"
 
 
-@everywhere
+@emulated()
 def test_a_full_prefix_is_neither_listed_nor_downloaded(
     s3_place: S3Place, put: Put, make: Make, real: dict[str, bytes]
 ) -> None:
     others = {f"lfull{number:04}_rawtag_a.fits": b"" for number in range(1500)}
     put({**others, **of(real, ACQ), "ldfd01/below_rawtag_a.fits": b"", f"{ACQ}_rawacq.fits.gz/below": b""})
-    with FaultyProxy(s3_place.endpoint or "https://s3.amazonaws.com") as proxy:
-        if s3_place.kind == "real":
-            pytest.skip("requests are counted at an emulator")
+    with FaultyProxy(s3_place.endpoint or "") as proxy:
         fetched = inputs.fetch(make(s3_place.behind(proxy.endpoint)), s3_place.inputs)
     assert [f.name for f in fetched.files] == ACQ_FILES
     lists = [r for r in proxy.requests if "list-type=2" in r.query]
@@ -295,7 +293,7 @@ def test_a_truncated_file(s3_place: S3Place, put: Put, make: Make, real: dict[st
     failing(make(s3_place), s3_place.inputs, InputError, name)
 
 
-@everywhere
+@emulated()
 def test_passing_failures_pass(
     s3_place: S3Place, put: Put, make: Make, real: dict[str, bytes], no_waiting: None
 ) -> None:
@@ -442,7 +440,7 @@ def test_a_run_that_may_not_read_ends_in_state_error(s3_desk: Desk, s3_place: S3
     desk.assert_failed(done, ACQ, 26, "no AWS credentials", s3_place.inputs, "AWS_PROFILE")
 
 
-@on_one
+@emulated("ministack")
 def test_a_run_that_is_stopped_while_it_downloads(
     s3_desk: Desk, s3_place: S3Place, put: Put, real: dict[str, bytes]
 ) -> None:

@@ -26,7 +26,7 @@ from caldp.store import Overwrite, Store, open_store
 from tests.desk import SCRIPTS
 from tests.fakes.batch import names, objects, put_many
 from tests.fakes.proxy import FaultyProxy
-from tests.s3 import S3Place, s3_environment, s3_places
+from tests.s3 import S3Place, emulated, s3_environment, s3_places
 
 NAME = "ldfd01010"
 MANY = 1200
@@ -347,7 +347,7 @@ def test_more_than_a_thousand_datasets(caldp: Caldp, s3_place: S3Place) -> None:
         assert kinds(proxy) == {"LIST": 5}
 
 
-@on_one
+@emulated("ministack")
 def test_a_server_that_fails_now_and_then_changes_nothing(
     caldp: Caldp, s3_place: S3Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

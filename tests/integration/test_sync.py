@@ -26,9 +26,10 @@ from caldp.s3_store import S3Store
 from caldp.store import Overwrite
 from caldp.sync import Ask, acknowledge, sync
 from caldp.sync_watch import QuietWatch
+from tests.desk import small_disk
 from tests.fakes.processed import names, publish, small_products, tree
 from tests.fakes.proxy import FaultyProxy
-from tests.s3 import S3Place, make_bucket, s3_client, s3_environment, s3_places
+from tests.s3 import S3Place, emulated, make_bucket, s3_client, s3_environment, s3_places
 
 NAME = "ldfd01010"
 OTHERS = ("j8bt05njq", "acs_8bt_05", "skycell-p0047x20y18", "o4k301010")
@@ -174,7 +175,7 @@ def test_calibrated_again_after_it_was_synced(batch: S3Store, home: Path) -> Non
     assert state(home).attempt == 2
 
 
-@MOTO
+@emulated("moto")
 def test_a_name_beyond_the_first_thousand(s3_place: S3Place, batch: S3Store, home: Path) -> None:
     with s3_client(s3_place.endpoint) as client, ThreadPoolExecutor(8) as pool:
         folder = f"{s3_place.prefix}/messages/datasets-processed"  # names that are no datasets cost no more than that
@@ -204,7 +205,7 @@ def test_more_datasets_than_one_listing_holds(s3_place: S3Place, batch: S3Store,
     assert sorted(path.name for path in (home / "data" / "cos").iterdir()) == sorted(wanted)
 
 
-@MOTO
+@emulated("moto")
 def test_listings_cost_what_they_must(s3_place: S3Place, batch: S3Store, home: Path) -> None:
     for name in names(30):
         batch.put(f"messages/dataset-archived/{name}", b"", Overwrite())
@@ -288,7 +289,7 @@ def test_killed_at_any_moment(s3_place: S3Place, batch: S3Store, home: Path, chi
     assert list((place / "data").rglob(".*")) == []
 
 
-@MOTO
+@emulated("moto")
 def test_killed_at_each_write_to_the_bucket(s3_place: S3Place, home: Path, child: Child) -> None:
     batch = open_batch(s3_place)
     assert s3_place.endpoint
@@ -347,7 +348,7 @@ def test_two_at_once_in_two_places(batch: S3Store, home: Path, start: Start) -> 
             assert not said.exists() or said.read_text().startswith(f"{place}/")
 
 
-@MOTO
+@emulated("moto")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_stopped(s3_place: S3Place, batch: S3Store, home: Path, start: Start, signum: signal.Signals) -> None:
     publish(batch, NAME)
@@ -370,7 +371,7 @@ def test_stopped(s3_place: S3Place, batch: S3Store, home: Path, start: Start, si
 
 
 @pytest.mark.slow
-@MOTO
+@emulated("moto")
 def test_stopped_while_the_network_is_silent(s3_place: S3Place, batch: S3Store, home: Path, start: Start) -> None:
     publish(batch, NAME)
     assert s3_place.endpoint
@@ -431,12 +432,11 @@ def test_objects_that_are_not_those_of_the_manifest(batch: S3Store, home: Path, 
     assert state(batch, OTHERS[0]).state == "synced"
 
 
-@BOTH
+@emulated()
 def test_an_object_that_was_overwritten_in_a_bucket_with_versions(
     s3_place: S3Place, home: Path, start: Start, tmp_path: Path
 ) -> None:
-    if s3_place.endpoint is None:
-        pytest.skip("a bucket of its own is needed, with versions")
+    assert s3_place.endpoint
     bucket = make_bucket(s3_place.endpoint, versioned=True)
     environment = s3_environment(s3_place.endpoint, {})
     batch = S3Store(f"s3://{bucket}/batch", environment)
@@ -467,7 +467,7 @@ def test_an_object_that_was_overwritten_in_a_bucket_with_versions(
     assert state(copy).state == "synced"
 
 
-@MOTO
+@emulated("moto")
 def test_bytes_that_are_damaged_on_their_way(s3_place: S3Place, batch: S3Store, home: Path) -> None:
     publish(batch, NAME)
     assert s3_place.endpoint
@@ -478,7 +478,7 @@ def test_bytes_that_are_damaged_on_their_way(s3_place: S3Place, batch: S3Store, 
     assert_home(batch, home)
 
 
-@MOTO
+@emulated("moto")
 def test_requests_that_fail(s3_place: S3Place, batch: S3Store, home: Path, no_waiting: None) -> None:
     wanted = names(5)
     for name in wanted:
@@ -524,11 +524,7 @@ def test_a_file_that_the_disk_does_not_take(batch: S3Store, home: Path, start: S
 @MOTO
 def test_a_full_disk(batch: S3Store, tmp_path: Path, start: Start) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can make a small disk; the limit of a file's size is tested above")
-    try:
+    with small_disk(disk, "1m"):
         publish(batch, NAME, small_products(NAME, size=600))
         code, _, err = end(start("sync", batch.uri, disk))
         assert code == 29
@@ -538,8 +534,6 @@ def test_a_full_disk(batch: S3Store, tmp_path: Path, start: Start) -> None:
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         assert end(start("sync", batch.uri, disk))[0] == 0
         assert_home(batch, disk)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @BOTH
