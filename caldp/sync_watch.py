@@ -179,7 +179,7 @@ class Watch(Protocol):
 
 
 class QuietWatch:
-    """Nothing but failures, one line each.
+    """Nothing but failures, one line each; it counts for those that tell more.
 
     Parameters
     ----------
@@ -189,21 +189,32 @@ class QuietWatch:
 
     def __init__(self, errors: TextIO | None) -> None:
         self._errors = Output(errors)
+        self._lock = threading.Lock()
+        self._found = self._settled = self._bytes = 0
 
     def start(self, summary: Summary) -> None:
         """Nothing."""
 
     def found(self, count: int) -> None:
-        """Nothing."""
+        """Count."""
+        with self._lock:
+            self._found += count
 
     def begin(self, name: str, size: int) -> None:
         """Nothing."""
 
     def moved(self, name: str, count: int) -> None:
-        """Nothing."""
+        """Count."""
+        with self._lock:
+            self._bytes += count
 
     def settled(self, result: Result) -> None:
-        """Print a failure."""
+        """Count, and print a failure."""
+        with self._lock:
+            self._settled += 1
+        self._tell_failure(result)
+
+    def _tell_failure(self, result: Result) -> None:
         if result.state == "failed":
             self._complain(result.reason)
 
@@ -232,27 +243,21 @@ class PlainWatch(QuietWatch):
         super().__init__(errors)
         self._out = Output(stream)
         self._pace = Pace(10.0)
-        self._lock = threading.Lock()
-        self._found = self._settled = self._bytes = 0
 
     def found(self, count: int) -> None:
         """Say it."""
-        self._found += count
+        super().found(count)
         self.say("INFO", f"{_count(count, 'dataset')} to look at")
 
     def moved(self, name: str, count: int) -> None:
         """Say how far it is, every ten seconds."""
-        with self._lock:
-            self._bytes += count
-            done = self._bytes
-        if self._pace.due("downloaded", done, 0):
-            self.say(
-                "INFO", f"{human_size(done)} downloaded, {self._settled:,} of {_count(self._found, 'dataset')} done"
-            )
+        super().moved(name, count)
+        if self._pace.due("downloaded", self._bytes, 0):
+            size, datasets = human_size(self._bytes), _count(self._found, "dataset")
+            self.say("INFO", f"{size} downloaded, {self._settled:,} of {datasets} done")
 
     def settled(self, result: Result) -> None:
         """Say what became of it."""
-        self._settled += 1
         super().settled(result)
         if result.state not in ("failed", "halted"):
             self.say("INFO", _line(result))
@@ -283,8 +288,6 @@ class JsonWatch(QuietWatch):
         super().__init__(errors)
         self._out = Output(stream)
         self._pace = Pace(0.5)
-        self._lock = threading.Lock()
-        self._bytes = 0
 
     def start(self, summary: Summary) -> None:
         """Write ``{"event": "start", "source": ..., "target": ...}``."""
@@ -292,15 +295,14 @@ class JsonWatch(QuietWatch):
 
     def found(self, count: int) -> None:
         """Write ``{"event": "found", "datasets": ...}``."""
+        super().found(count)
         self._emit("found", datasets=count)
 
     def moved(self, name: str, count: int) -> None:
         """Write ``{"event": "progress", "done_bytes": ...}``, not too often."""
-        with self._lock:
-            self._bytes += count
-            done = self._bytes
-        if self._pace.due("downloaded", done, 0):
-            self._emit("progress", done_bytes=done)
+        super().moved(name, count)
+        if self._pace.due("downloaded", self._bytes, 0):
+            self._emit("progress", done_bytes=self._bytes)
 
     def settled(self, result: Result) -> None:
         """Write ``{"event": "dataset", ...}`` with everything the result holds."""
@@ -349,9 +351,7 @@ class BarWatch(QuietWatch):
             redirect_stderr=False,
             refresh_per_second=4,
         )
-        self._lock = threading.Lock()
         self._tasks: dict[str, rich.progress.TaskID] = {}
-        self._found = self._settled = self._bytes = 0
         self._started = time.monotonic()
         self._all = self._bars.add_task("datasets", total=None, said="looking")
 
@@ -361,7 +361,7 @@ class BarWatch(QuietWatch):
 
     def found(self, count: int) -> None:
         """Set the length of the first bar."""
-        self._found += count
+        super().found(count)
         self._tell()
 
     def begin(self, name: str, size: int) -> None:
@@ -371,25 +371,27 @@ class BarWatch(QuietWatch):
 
     def moved(self, name: str, count: int) -> None:
         """Move a bar."""
+        super().moved(name, count)
         with self._lock:
-            self._bytes += count
             if name in self._tasks:
                 self._bars.advance(self._tasks[name], count)
         self._tell()
 
     def settled(self, result: Result) -> None:
         """Take a bar away, and move the first one."""
+        super().settled(result)
         with self._lock:
             if result.dataset in self._tasks:
                 self._bars.remove_task(self._tasks.pop(result.dataset))
-        self._settled += 1
         if result.state == "failed":
             self.say("ERROR", result.reason)
-            if not self._errors.isatty():  # else it is the same screen
-                super().settled(result)
         elif result.reason:
             self.say("INFO", _line(result))
         self._tell()
+
+    def _tell_failure(self, result: Result) -> None:
+        if not self._errors.isatty():  # else it is the same screen
+            super()._tell_failure(result)
 
     def say(self, level: str, text: str) -> None:
         """Print it above the bars."""
