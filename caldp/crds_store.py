@@ -277,9 +277,6 @@ class CrdsStore(CrdsCache):
                     f"{self._url(name)}",
                     remedy=f"bring it there again: caldp references sync --context {self._context} {self.place}",
                 ) from error
-            except _AlteredError as error:
-                wrong = str(error)
-                run.telemetry.warning(wrong)
             for name, partial in [(name, self._shelf.partial(name)) for name in left]:
                 if not partial.exists():
                     continue
@@ -306,10 +303,6 @@ def _is(path: Path, expected: Reference) -> bool:
     return path.stat().st_size == expected.size and crds_cache.sha1(path) == expected.sha1
 
 
-class _AlteredError(ReferencesUnavailableError):
-    """What came from S3 is not what S3 has sent: its own checksum says so."""
-
-
 @contextmanager
 def _readable(run: Run) -> Iterator[None]:
     """Say which dataset needs a store that cannot be read just now."""
@@ -318,8 +311,6 @@ def _readable(run: Run) -> Iterator[None]:
     except S3DownloadRefusedError:
         raise
     except S3DownloadError as error:
-        if type(error.__cause__).__name__ == "FlexibleChecksumError":
-            raise _AlteredError(error.message) from error
         raise ReferencesUnavailableError(f"{run.dataset}: {error.message}", remedy=error.remedy) from error
     except ReferencesError as error:
         if error.message.startswith(f"{run.dataset}: "):

@@ -422,10 +422,8 @@ class Downloader:
                 absent = ""
             except NoObjectError as error:
                 absent = str(error)
-            except S3DownloadError as error:
-                # No such version, no permission to read versions, replaced or damaged on its way just now.
-                damaged = type(error.__cause__).__name__ == "FlexibleChecksumError"
-                if newest or not (damaged or isinstance(error, S3DownloadRefusedError)):
+            except S3DownloadRefusedError:  # no such version, no permission to read versions, or replaced just now
+                if newest:
                     raise
             self._check()
             with ThreadPoolExecutor(4) as pool:  # hashing lets go of the interpreter
