@@ -106,7 +106,6 @@ class Desk:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=_hear_signals,
         )
 
     def run(self, *args: str, env: Mapping[str, str] | None = None) -> Result:
@@ -159,12 +158,6 @@ class Desk:
         assert not (self.folder(dataset) / "manifest.json").exists()
         assert not list(self.folder(dataset).glob("*.fits"))
         assert_tidy(self.home)
-
-
-def _hear_signals() -> None:
-    """Undo what a shell does to commands in the background, where these tests may run: to ignore Ctrl-C."""
-    for signum in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_DFL)
 
 
 def assert_tidy(home: Path) -> None:
