@@ -175,6 +175,13 @@ def _fail(command: str, error: Exception) -> NoReturn:
     sys.exit(2)
 
 
+def _refuse(command: str, error: Exception, what: str = "the batch") -> NoReturn:
+    """Say why a command cannot be carried out, in one line, and exit with its status."""
+    failure = describe(error, what)
+    click.echo(f"caldp {command}: {failure}", err=True)
+    sys.exit(failure.code)
+
+
 @main.command("simulate")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--exposures", type=click.IntRange(1, 4), default=1, show_default=True, help="More than 1: association.")
@@ -309,7 +316,7 @@ def references_sync_command(
                 progress=progress,
             )
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes one line
-        _end("references sync", context, error)
+        _refuse("references sync", error, context)
     click.echo(json.dumps(synced.to_json(), indent=1) if as_json else str(synced))
 
 
@@ -329,18 +336,12 @@ def references_current_command(store_uri: str, context: str, why: str, as_json: 
             crds_pointer.move(store, context, why)
         pointer = crds_pointer.current(store)
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes one line
-        _end("references current", store_uri, error)
+        _refuse("references current", error, store_uri)
     click.echo(json.dumps(pointer, indent=1) if as_json else crds_pointer.as_text(pointer))
 
 
 def _listed(text: str) -> list[str]:
     return [item for part in text.split(",") if (item := part.strip())]
-
-
-def _end(command: str, what: str, error: Exception) -> NoReturn:
-    failure = describe(error, what)
-    click.echo(f"caldp {command}: {failure}", err=True)
-    sys.exit(failure.code)
 
 
 @main.command("explain")
@@ -527,13 +528,6 @@ def archived_command(place: str, names: tuple[str, ...], quiet: bool) -> None:
     except (CaldpError, OSError) as error:
         _refuse("archived", error)
     sys.exit(code)
-
-
-def _refuse(command: str, error: CaldpError | OSError) -> NoReturn:
-    """Say why a command cannot be carried out, in one line."""
-    failure = describe(error, "the batch")
-    click.echo(f"caldp {command}: {failure}", err=True)
-    sys.exit(failure.code)
 
 
 def _width() -> int:
