@@ -701,22 +701,17 @@ def _later(store: Store, status: Status) -> Status | None:
 
 def _text(status: Status) -> str:
     """Return what the message of a dataset that was handed on says."""
-    if status.state not in _HANDED_ON:
-        return ""
-    earlier = [entry["message"] for entry in history(status, status.attempt) if entry.get("message")]
-    return str(status.message or (earlier or [""])[-1])
+    return str(status.message) if status.state in _HANDED_ON else ""
 
 
 def _saved(status: Status) -> set[str]:
     """Return the texts of messages that the history keeps."""
-    entries = history(status)
-    saved = {str(entry.get("message", "")) for entry in entries}
-    for kept in (entry.get("messages") for entry in entries):
+    saved: set[str] = set()
+    for kept in (entry.get("messages") for entry in history(status)):
         saved |= {str(text) for text in kept.values()} if isinstance(kept, dict) else set()
     return saved
 
 
-def history(status: Status, attempt: int = 0) -> list[dict[str, Any]]:
-    """Return the entries of the history, of one attempt or of all, without what is none."""
-    entries = [entry for entry in status.history if isinstance(entry, dict)]
-    return [entry for entry in entries if not attempt or entry.get("attempt") == attempt]
+def history(status: Status) -> list[dict[str, Any]]:
+    """Return the entries of the history, without what is none."""
+    return [entry for entry in status.history if isinstance(entry, dict)]
