@@ -205,15 +205,26 @@ class LocalStore:
         target = self._path(prefix)
         if target.is_symlink() or (target.exists() and not target.is_dir()):
             raise OutputError(f"{target} is not a plain directory", remedy="move it out of the way")
-        with self._locked(f"{prefix}.publish"):
-            _restore(target)
-            for folder in target.parent.glob(f".{target.name}.*.partial"):
-                shutil.rmtree(folder, ignore_errors=True)
+        self.discard(prefix)
         old = time.time() - _STALE
         for leftover in self.root.glob(f"messages/*/.{target.name}*.tmp"):  # of a put that was killed
             with contextlib.suppress(OSError):
                 if leftover.stat().st_mtime < old:
                     leftover.unlink()
+
+    def discard(self, prefix: str) -> None:
+        """Remove what a writer that was killed left hidden beside a folder, if only the owner of its dataset asks.
+
+        Parameters
+        ----------
+        prefix : str
+            Of the dataset.
+        """
+        target = self._path(prefix)
+        with self._locked(f"{prefix}.publish"):
+            _restore(target)
+            for folder in target.parent.glob(f".{target.name}.*.partial"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def _locked(self, name: str, *, wait: bool = True, steal: bool = False) -> Iterator[None]:

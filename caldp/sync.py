@@ -313,6 +313,7 @@ class Downloader:
                     self._download(plan, status, result)
                 else:
                     result.kept = len(plan.files) + 1
+                    self._local.discard(dataset.prefix)
             except _UnlikeManifestError as error:
                 if look + 1 == _LOOKS or (tried and tried[0] == plan):
                     raise

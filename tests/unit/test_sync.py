@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from caldp import cli, messages, sync
+from caldp import cli, local_store, messages, sync
 from caldp.errors import (
     CaldpError,
     S3DownloadError,
@@ -545,37 +545,44 @@ class MortalStore(LocalStore):
         super().__init__(root)
         self.life = life
 
-    def _live(self) -> None:
+    def live(self) -> None:
         self.life[0] -= 1
         if self.life[0] < 0:
             raise KilledError
 
     def put(self, key: str, data: bytes, mode: PutMode) -> str:
-        self._live()
+        self.live()
         etag = super().put(key, data, mode)
-        self._live()
+        self.live()
         return etag
 
     def delete(self, *keys: str) -> None:
         for key in keys:
             if self._path(key).exists():
-                self._live()
+                self.live()
                 super().delete(key)
 
     def download(self, copies: Iterable[Copy], progress: Progress = quietly) -> None:
         for copy in copies:
-            self._live()
+            self.live()
             super().download([copy])
 
     def publish(self, *args: Any, **more: Any) -> None:
-        self._live()
+        self.live()
         super().publish(*args, **more)
-        self._live()
+        self.live()
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first attempt", "second attempt"])
-def test_killed_at_each_change(tmp_path: Path, first: bool) -> None:
+def test_killed_at_each_change(tmp_path: Path, first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     life = [10_000]
+    exchange = local_store._exchange
+
+    def mortal_exchange(staging: Path, target: Path) -> None:
+        exchange(staging, target)
+        MortalStore(tmp_path, life).live()  # what was there before is now hidden, and would be removed
+
+    monkeypatch.setattr(local_store, "_exchange", mortal_exchange)
     template = MortalStore(tmp_path / "template" / "batch", life)
     publish(template, NAME)
     if not first:
