@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow perf lint clean
+.PHONY: help demo test test-slow perf constraints lint clean
 
 help:
 	@echo "make demo       calibrate a simulated Hubble exposure and look at the result"
@@ -70,6 +70,13 @@ perf: $(VENV)/.installed-test $(MINISTACK)
 	$(BIN)/python tests/perf/status.py
 	$(BIN)/python tests/perf/idle.py
 	$(BIN)/python tests/perf/publish.py
+
+# Of the oldest Python that the image may be built on.
+constraints: $(VENV)/.installed-test
+	@echo '# The versions of all packages in the image, and of what builds it. Written by make constraints, not by hand.' \
+		> container/constraints.txt
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11.0 --no-header --no-annotate --allow-unsafe \
+		pyproject.toml container/requirements.txt >> container/constraints.txt
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

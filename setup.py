@@ -7,5 +7,6 @@ setup(
         "scripts/caldp-config-onsite",
         "scripts/caldp-config-offsite",
         "scripts/caldp-config-aws",
+        "scripts/caldp-image-config",
     ]
 )

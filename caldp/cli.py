@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import click
 
@@ -150,7 +151,18 @@ def _wrong_output(output_uri: str, ipppssoot: str) -> UsageError | None:
 
 
 class _Commands(click.Group):
-    """Commands that Ctrl-C ends as it ends any other: with 130."""
+    """Commands that Ctrl-C ends as it ends any other: with 130; some are in modules that few need."""
+
+    _elsewhere: ClassVar[dict[str, str]] = {"image": "caldp.cli_image"}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self._elsewhere])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._elsewhere:
+            command: click.Command = importlib.import_module(self._elsewhere[cmd_name]).group
+            return command
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
         try:

@@ -20,6 +20,9 @@ from caldp.store import absolute_uri
 
 DEFAULT_CONFIG = "caldp-config-onsite"
 
+#: Script that names the Docker image.
+IMAGE_CONFIG = "caldp-image-config"
+
 #: Environment variables that must reach neither a program nor a log.
 _SECRET = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|_PASS$|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_KEY|_AUTH$", re.IGNORECASE
@@ -83,6 +86,8 @@ class Config:
         Attempt that the submitter has counted (``CALDP_ATTEMPT``), or 0.
     job, job_attempt : str, int
         What AWS Batch calls the job, and how often it has started it.
+    run : str
+        What whoever started us in a container calls the run (``CALDP_RUN``), or empty.
     owner_timeout : float
         Seconds without a heartbeat after which a run that writes to S3 counts as dead (``CALDP_OWNER_TIMEOUT``).
     environment : mapping
@@ -114,6 +119,7 @@ class Config:
     attempt: int
     job: str
     job_attempt: int
+    run: str
     owner_timeout: float
     environment: Mapping[str, str] = field(repr=False, compare=False)
     aws: Mapping[str, str] = field(repr=False, compare=False)
@@ -237,7 +243,6 @@ def load(
             remedy="export CRDS_PATH=<CRDS cache>, or use caldp-config-onsite or -offsite",
         )
     clean = {k: v for k, v in env.items() if not _SECRET.search(k) and not k.startswith("BASH_FUNC_")}
-    home = env.get("CALDP_HOME", "")
     crds = {
         "CRDS_PATH": str(Path(crds_path).expanduser().absolute()),
         "CRDS_OBSERVATORY": "hst",
@@ -256,7 +261,7 @@ def load(
         crds_cache_limit=_crds_cache_limit(env),
         allow_bad_references=_switch(env, "CRDS_ALLOW_BAD_REFERENCES") == "1",
         overrides=tuple(_parse_override(o) for o in overrides),
-        home=Path(home if home not in ("", "none") else ".").expanduser().absolute(),
+        home=_home(env),
         system_version=env.get("CSYS_VER", "UNDEFINED"),
         aws_dp_version=env.get("AWSDPVER", "UNDEFINED"),
         aws_system_version=env.get("AWSYSVER", "UNDEFINED"),
@@ -264,12 +269,77 @@ def load(
         attempt=_count(env, "CALDP_ATTEMPT", 0),
         job=env.get("AWS_BATCH_JOB_ID", ""),
         job_attempt=_count(env, "AWS_BATCH_JOB_ATTEMPT", 1),
+        run=env["CALDP_RUN"] if re.fullmatch(r"[0-9a-f]{12}", env.get("CALDP_RUN", "")) else "",
         owner_timeout=float(_count(env, "CALDP_OWNER_TIMEOUT", 300)),
         environment={**clean, **crds, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"},
         aws={name: value for name, value in env.items() if name.startswith("AWS_")},
         mast_token=_token(env),
         secrets=_secrets(env),
     )
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """What ``caldp-image-config`` says of the Docker image, and what a container is given.
+
+    Attributes
+    ----------
+    image : str
+        ``repository:tag``.
+    base : str
+        The image that it is built on.
+    conda : str
+        The image whose conda fetches HSTCAL.
+    hstcal : str
+        ``stable``, ``latest``, a version, or ``none``.
+    network : str
+        Network of builds and runs; empty for the engine's choice.
+    home : Path
+        Directory that becomes the home in the container (``CALDP_HOME``; default the current one).
+    environment : mapping
+        The caller's, and what the script exports.
+    """
+
+    image: str
+    base: str
+    conda: str
+    hstcal: str
+    network: str
+    home: Path
+    environment: Mapping[str, str] = field(repr=False, compare=False)
+
+
+def load_image(environ: Mapping[str, str] | None = None) -> ImageConfig:
+    """Source ``caldp-image-config``.
+
+    Parameters
+    ----------
+    environ : mapping, optional
+        Environment of the caller; default ``os.environ``.
+
+    Returns
+    -------
+    ImageConfig
+
+    Raises
+    ------
+    UsageError
+        If the script is not there, fails, or leaves out what is needed.
+    """
+    caller = dict(os.environ if environ is None else environ)
+    script = _find_script(IMAGE_CONFIG, caller.get("PATH", ""))
+    env = _source(script, caller)
+    wanted = ("CALDP_DOCKER_IMAGE", "CAL_BASE_IMAGE", "CALDP_CONDA_IMAGE", "CALDP_HSTCAL")
+    for name in wanted:
+        if not env.get(name):
+            raise UsageError(f"{script} does not export {name}", remedy="put back what you took out of it")
+    image, base, conda, hstcal = (env[name] for name in wanted)
+    return ImageConfig(image, base, conda, hstcal, env.get("CALDP_DOCKER_NETWORK", ""), _home(env), env)
+
+
+def _home(env: Mapping[str, str]) -> Path:
+    home = env.get("CALDP_HOME", "")
+    return Path(home if home not in ("", "none") else ".").expanduser().absolute()
 
 
 def _find_script(name: str, path: str) -> Path:

@@ -25,9 +25,11 @@ The tree (exit code)::
     +-- BusyError (35)               another run owns this dataset                retry later
     +-- ExistsError (36)             already processed, and --existing error
     +-- SvmError (40), MvmError (41) single- and multi-visit mosaics
-    `-- Interrupted (128 + signal)   SIGHUP 129, SIGINT 130, SIGTERM 143          retry
+    +-- EngineError (125)            Docker cannot do what was asked of it
+    `-- Interrupted (128 + signal)   SIGHUP 129, SIGINT 130, SIGKILL 137, SIGTERM 143   retry
 
 Codes up to 34, 40 and 41 are those the HST archive pipeline has always used, but for 29; 29, 35 and 36 are ours.
+125 is that of ``docker run``.
 """
 
 from __future__ import annotations
@@ -215,6 +217,12 @@ class MvmError(CaldpError):
     exit_code = 41
 
 
+class EngineError(CaldpError):
+    """The Docker engine cannot be used, or cannot do what was asked of it."""
+
+    exit_code = 125
+
+
 class Stop(BaseException):
     """Raised by our signal handler: not an Exception, so that nothing on the way takes it for a failure of its own."""
 
@@ -264,8 +272,10 @@ EXIT_CODES: dict[int, tuple[str, str]] = {
     36: ("EXISTS_ERROR", "already processed, and --existing error was given; nothing was changed"),
     40: ("SVM_ERROR", "runsinglehap failed"),
     41: ("MVM_ERROR", "runmultihap failed"),
+    125: ("ENGINE_ERROR", "Docker cannot be used, or cannot build, push or run the image"),
     129: ("HANGUP", "stopped because the terminal closed (SIGHUP); an attempt that had begun is in state error"),
     130: ("INTERRUPTED", "stopped by Ctrl-C (SIGINT); an attempt that had begun is in state error"),
+    137: ("KILLED", "the container was killed (SIGKILL), not for memory; an attempt that had begun is in state error"),
     143: ("TERMINATED", "stopped by SIGTERM; an attempt that had begun is in state error"),
 }
 

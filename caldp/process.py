@@ -314,7 +314,7 @@ def begun(job: Job, reporter: Reporter, interrupts: Interrupts, outcome: Outcome
     job.store.prepare(job.dataset.prefix)
     there = publish.read_manifest(job.store, job.dataset.prefix)
     with interrupts.held():  # until it is known what to take back
-        identity, published = _identity(), there.attempt if there else 0
+        identity, published = job.settings.run or _identity(), there.attempt if there else 0
         try:
             mine = messages.begin(job.store, job.dataset.name, identity, published, job.claim)
         except (OSError, CaldpError) as error:

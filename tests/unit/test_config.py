@@ -125,10 +125,6 @@ def test_what_the_caller_exported_wins_over_shipped_scripts(script: str) -> None
     assert loaded.crds_context == "c"
 
 
-def test_offsite_in_docker_uses_the_mounted_cache() -> None:
-    assert load("caldp-config-offsite", environ=BARE | {"CALDP_DOCKER": "1"}).crds_path == Path("/grp/crds/cache")
-
-
 @pytest.mark.parametrize(
     ("exported", "store"),
     [

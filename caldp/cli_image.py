@@ -1,0 +1,299 @@
+"""The commands around the Docker image: build it, push it, run in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+import caldp
+from caldp import config
+from caldp.cli import process_aws_command, process_command
+from caldp.config import ImageConfig
+from caldp.dataset import Dataset
+from caldp.errors import EXIT_CODES, UsageError, describe
+from caldp.process import Interrupts
+from caldp.store import open_store
+
+#: Config of caldp-docker-run-pipeline.
+DOCKER_CONFIG = "caldp-config-offsite"
+
+_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+#: Commands whose state the container's keeper looks after.
+_CALIBRATIONS = {"caldp-process": process_command, "caldp-process-aws": process_aws_command}
+
+_LEAST_MEMORY = 6 * 1024**2
+"""Docker's own limit, in bytes."""
+
+_CONTAINER_CODES = (0, 2, 31, 33, 125, 130, 137, 143)
+
+
+def _codes(*numbers: int) -> str:
+    return "\b\nExit status:\n" + "\n".join(f"  {n:>3}  {EXIT_CODES[n][1]}" for n in numbers)
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """Read a memory limit, as docker run has it, in bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)b?", value.strip().lower())
+    size = int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " ")) if match else 0
+    if value and size < _LEAST_MEMORY:
+        raise click.BadParameter(f"{value!r} is no memory limit: write for example 8g or 800m", ctx, param)
+    return size
+
+
+def _container_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of the container itself."""
+    options = (
+        click.option("--image", default="", metavar="NAME", help="Image instead of that of caldp-image-config."),
+        click.option("--memory", callback=_size, default="", metavar="SIZE", help="Memory limit, for example 8g."),
+        click.option(
+            "--cpus",
+            type=click.FloatRange(min=0, min_open=True),
+            default=None,
+            help="CPU limit; OMP_NUM_THREADS follows it, if it is not exported.",
+        ),
+        click.option("--network", default=None, metavar="NAME", help="Network, for example host."),
+        click.option(
+            "--env",
+            "variables",
+            multiple=True,
+            metavar="NAME[=VALUE]",
+            help="One more variable for the container; without a value, that of the caller.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _refuse(command: str, error: BaseException) -> NoReturn:
+    """Say why a command cannot be carried out, in one line, and exit with its status."""
+    failure = describe(error, "the image")
+    click.echo(f"{command}: {failure}", err=True)
+    sys.exit(failure.code)
+
+
+@click.command(
+    "caldp-image-build",
+    context_settings=_SETTINGS,
+    epilog=_codes(0, 2, 125),
+    help="""Build the Docker image from the clone in CONTEXT (default: the current directory).
+
+    Its name, and what it is built on, is in caldp-image-config.
+    """,
+)
+@click.argument("context", type=click.Path(path_type=Path), default=Path())
+@click.option("--base", default="", metavar="IMAGE", help="Build on this image (CAL_BASE_IMAGE).")
+@click.option("--hstcal", default="", metavar="VERSION", help="stable, a version, or none (CALDP_HSTCAL).")
+@click.option("--network", default=None, metavar="NAME", help="Network of the build, for example host.")
+@click.option("--no-cache", is_flag=True, help="Build every layer again.")
+@click.option("-q", "--quiet", is_flag=True, help="Show only the result.")
+@click.version_option(caldp.__version__, prog_name="caldp-image-build")
+def build_command(context: Path, base: str, hstcal: str, network: str | None, no_cache: bool, quiet: bool) -> None:
+    """Build the Docker image."""
+    from caldp import image
+
+    def tell(line: str) -> None:
+        if not quiet:
+            click.echo(line)
+
+    try:
+        settings = config.load_image()
+        settings = replace(settings, base=base or settings.base, hstcal=hstcal or settings.hstcal)
+        settings = settings if network is None else replace(settings, network=network)
+        if not re.fullmatch(r"none|stable|latest|[0-9][0-9A-Za-z.*]*", settings.hstcal):
+            raise UsageError(f"{settings.hstcal!r} is no version of HSTCAL", remedy="write stable, 3.2.0 or none")
+        click.echo(str(image.build(settings, context, tell, cache=not no_cache)))
+    except (Exception, KeyboardInterrupt) as error:
+        _refuse("caldp-image-build", error)
+
+
+@click.command(
+    "caldp-image-push",
+    context_settings=_SETTINGS,
+    epilog=_codes(0, 2, 125),
+    help="""Push the Docker image to the repository that caldp-image-config names.
+
+    For Amazon ECR, the AWS credentials log it in; for other registries, docker login does.
+    """,
+)
+@click.version_option(caldp.__version__, prog_name="caldp-image-push")
+def push_command() -> None:
+    """Push the Docker image."""
+    from caldp import image
+
+    try:
+        click.echo(f"pushed {image.push(config.load_image(), click.echo)}")
+    except (Exception, KeyboardInterrupt) as error:
+        _refuse("caldp-image-push", error)
+
+
+@click.command(
+    "caldp-docker-run-container",
+    context_settings={**_SETTINGS, "ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog=_codes(*_CONTAINER_CODES),
+    help="""Run COMMAND in a container, which sees CALDP_HOME (default: the current directory) as its home.
+
+    Without a COMMAND it is /bin/bash. What it writes is the caller's. An exported CRDS_PATH appears as /grp/crds/cache.
+    The exit status is that of COMMAND, but for those below.
+    """,
+)
+@_container_options
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.version_option(caldp.__version__, prog_name="caldp-docker-run-container")
+def container_command(command: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - see _run
+    """Run a command in a container."""
+    _run("caldp-docker-run-container", command or ("/bin/bash",), interactive=True, **options)
+
+
+@click.command(
+    "caldp-docker-run-pipeline",
+    context_settings=_SETTINGS,
+    epilog=_codes(*EXIT_CODES),
+    help="""Calibrate one HST dataset in a container: caldp-process, with its arguments and options.
+
+    \b
+    IPPPSSOOT  dataset: j8cb010b0, a visit such as acs_8ph_01, a sky cell such as skycell-p2381x06y09
+    INPUT      as for caldp-process; default file:.
+    OUTPUT     as for caldp-process; default file:.
+    CONFIG     as for caldp-process; default caldp-config-offsite
+
+    The container sees CALDP_HOME (default: the current directory) as its home. Paths are relative to it; absolute ones
+    do not exist inside. An exported CRDS_PATH appears as /grp/crds/cache; without one, references are downloaded into
+    CALDP_HOME/crds_cache.
+    """,
+)
+@_container_options
+@click.argument("ipppssoot")
+@click.argument("input_uri", metavar="[INPUT]", default="file:.")
+@click.argument("output_uri", metavar="[OUTPUT]", default="file:.")
+@click.argument("config", metavar="[CONFIG]", default=DOCKER_CONFIG)
+@click.version_option(caldp.__version__, prog_name="caldp-docker-run-pipeline")
+def pipeline_command(
+    ipppssoot: str,
+    input_uri: str,
+    output_uri: str,
+    config: str,
+    **options: Any,  # noqa: ANN401 - see _run
+) -> None:
+    """Calibrate one HST dataset in a container."""
+    own = {p.name for p in container_command.params}
+    asked = [word for name, value in options.items() if name not in own for word in _words(name, value)]
+    command = ("caldp-process", ipppssoot, input_uri, output_uri, config, *asked)
+    options = {name: value for name, value in options.items() if name in own}
+    _run("caldp-docker-run-pipeline", command, interactive=False, **options)
+
+
+_OPTIONS = {p.name: p for p in process_command.params if isinstance(p, click.Option) and p.name != "version"}
+pipeline_command.params[:] += _OPTIONS.values()
+
+
+def _words(name: str, value: Any) -> list[str]:  # noqa: ANN401 - whatever click made of it
+    """Return how an option of caldp-process is typed."""
+    option = max(_OPTIONS[name].opts, key=len)
+    if isinstance(value, bool):
+        return [option] if value else []
+    values = value if isinstance(value, tuple) else (value,) if value else ()
+    return [word for item in values for word in (option, str(item))]
+
+
+def _run(
+    name: str,
+    command: tuple[str, ...],
+    *,
+    interactive: bool,
+    image: str,
+    memory: int,
+    cpus: float | None,
+    network: str | None,
+    variables: tuple[str, ...],
+) -> NoReturn:
+    """Run a command in a container, and exit with its status."""
+    from caldp import container
+
+    interrupts = Interrupts().install()
+    try:
+        settings = config.load_image()
+        given = dict(_variable(text, settings) for text in variables)
+        watched = _watched(command, settings)
+        if watched:
+            given["CALDP_RUN"] = watched.run
+        ask = container.Ask(
+            image=image or settings.image,
+            command=command,
+            home=settings.home,
+            environment=settings.environment,
+            memory=memory,
+            cpus=cpus or 0.0,
+            network=settings.network if network is None else network,
+            variables=given,
+            interactive=interactive,
+        )
+        ended = container.run(ask, interrupts, sys.stdout.buffer, sys.stderr.buffer)
+        interrupts.shield()
+        if watched:
+            watched.conclude(ended, memory)
+        if ended.out_of_memory:
+            click.echo(f"{name}: the memory limit was reached, and something was killed in the container", err=True)
+    except BaseException as error:
+        interrupts.shield()
+        _refuse(name, error)
+    sys.exit(ended.exit_code)
+
+
+def _variable(text: str, settings: ImageConfig) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or (not equals and name not in settings.environment):
+        raise UsageError(f"--env {name}: there is no such variable", remedy="write NAME=VALUE, or export it")
+    return name, value if equals else settings.environment[name]
+
+
+def _watched(command: Sequence[str], settings: ImageConfig) -> Any:  # noqa: ANN401 - container.Watched or None
+    """Check the command line of a calibration before a container is made for it; None for other commands."""
+    from caldp import container
+
+    door = _CALIBRATIONS.get(command[0])
+    if door is None or {"-h", "--help", "--version"} & set(command):
+        return None
+    try:
+        asked = door.make_context(command[0], list(command[1:])).params
+    except click.UsageError as error:
+        raise UsageError(f"{command[0]}: {error.format_message()}", remedy=f"see {command[0]} --help") from error
+    dataset, home = Dataset.parse(asked["ipppssoot"]).name, settings.home
+    script = asked["config"]
+    for place in (asked["input_uri"], asked["output_uri"], *([script] if "/" in script else [])):
+        container.inside(place, home)
+    for override in asked["overrides"]:
+        container.inside(override.partition("=")[2], home)
+    if asked["dry_run"]:
+        return None
+    output = asked["output_uri"]
+    if output.startswith("file:"):
+        output = f"file:{home / (output.removeprefix('file:') or '.')}"
+    return container.Watched(dataset, open_store(output, _aws(settings)), os.urandom(6).hex())
+
+
+def _aws(settings: ImageConfig) -> dict[str, str]:
+    """Return the AWS settings as the container has them: those of the home it is given."""
+    aws = {name: value for name, value in settings.environment.items() if name.startswith("AWS_")}
+    for name, file in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
+        if (settings.home / ".aws" / file).is_file():
+            aws[name] = str(settings.home / ".aws" / file)
+    return aws
+
+
+@click.group("image", context_settings=_SETTINGS)
+def group() -> None:
+    """Build, push and run the Docker image."""
+
+
+group.add_command(build_command, "build")
+group.add_command(push_command, "push")
+group.add_command(container_command, "run")

@@ -1,0 +1,504 @@
+"""A container: run one command in the image, as the caller and in the caller's directory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from caldp import engine, image, messages
+from caldp.errors import CaldpError, ContainerMemoryError, Interrupted, Stop, UsageError
+from caldp.process import Interrupts
+from caldp.settings_file import ALLOWED
+from caldp.store import Store, parse_uri
+
+if TYPE_CHECKING:
+    import docker
+    from docker.models.containers import Container
+
+#: Home in the container, and its working directory.
+HOME = "/home/developer"
+
+#: Where the CRDS cache of the caller appears.
+CRDS_CACHE = "/grp/crds/cache"
+
+#: Mark of our containers: ``host:process:when it started`` of the command that waits for it.
+LABEL = "caldp.waiting"
+
+_USER = "developer"
+
+_GRACE = 90.0
+"""Seconds that a container is given to end after a signal: it publishes its logs and its state."""
+
+_KILLED = 128 + signal.SIGKILL
+
+_CHUNK = 65_536
+
+#: Variables of the caller that mean the same in the container.
+_SETTINGS = re.compile(
+    r"(CRDS_[A-Z0-9_]*|CRDSBUCKET|CALDP_(PREVIEW_JOBS|ATTEMPT|OWNER_TIMEOUT|CRDS_CACHE_GB)|CSYS_VER|AWSDPVER|AWSYSVER"
+    r"|MAST_API_TOKEN|AWS_[A-Z0-9_]*|(?i:https?_proxy|no_proxy|all_proxy)|NO_COLOR|FORCE_COLOR|TZ)"
+)
+
+#: Variables that name files or folders of the caller's computer.
+_PATHS = re.compile(
+    r"(CRDS_(PATH|PATH_SINGLE|CFGPATH|MAPPATH|REFPATH|PICKLE_PATH|DOWNLOAD_PLUGIN)"
+    r"|AWS_(CONFIG_FILE|SHARED_CREDENTIALS_FILE|CA_BUNDLE|WEB_IDENTITY_TOKEN_FILE)|[ijlnou]ref|uref_linux)"
+)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is to run, and where.
+
+    Attributes
+    ----------
+    image : str
+        ``repository:tag``.
+    command : tuple of str
+        With its arguments.
+    home : Path
+        Directory that becomes the home in the container.
+    environment : mapping
+        Of the caller; what means the same inside is handed on.
+    memory : int
+        Limit in bytes; 0 for none.
+    cpus : float
+        Limit; 0 for none.
+    network : str
+        Network; empty for the engine's choice.
+    variables : mapping
+        More variables, by name.
+    interactive : bool
+        Standard input goes to the command, and a terminal is one inside too.
+    """
+
+    image: str
+    command: tuple[str, ...]
+    home: Path
+    environment: Mapping[str, str] = field(repr=False)
+    memory: int = 0
+    cpus: float = 0.0
+    network: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    interactive: bool = False
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a container ended.
+
+    Attributes
+    ----------
+    exit_code : int
+        Of its command.
+    out_of_memory : bool
+        The kernel killed something in it because the memory limit was reached.
+    """
+
+    exit_code: int
+    out_of_memory: bool
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A calibration in a container, whose state must be truthful even if it is killed.
+
+    Attributes
+    ----------
+    dataset : str
+        Its name.
+    store : Store
+        The output, seen from outside.
+    run : str
+        What the run is to be called.
+    """
+
+    dataset: str
+    store: Store
+    run: str
+
+    def conclude(self, ended: Ended, memory: int) -> None:
+        """Write the error state of a run that could not write it itself.
+
+        Parameters
+        ----------
+        ended : Ended
+            How its container ended.
+        memory : int
+            The limit that it had, bytes, or 0.
+
+        Raises
+        ------
+        CaldpError
+            What killed it: ContainerMemoryError (33) or Interrupted (137).
+        """
+        if ended.exit_code != _KILLED:
+            return
+        error: CaldpError = Interrupted(signal.SIGKILL)
+        if ended.out_of_memory:
+            limit = f", limit {memory / 1e6:,.0f} MB" if memory else ""
+            error = ContainerMemoryError(
+                f"{self.dataset}: the container was killed for memory{limit}",
+                remedy="run it with a larger --memory" if memory else "run it on a computer with more memory",
+            )
+        messages.abandon(self.store, self.dataset, self.run, error)
+        raise error
+
+
+def run(ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes]) -> Ended:
+    """Run a command in a container of its own, which is gone afterwards.
+
+    Parameters
+    ----------
+    ask : Ask
+        Which, and where.
+    interrupts : Interrupts
+        Signals; they are handed on to the command, which ends as it would outside.
+    out, err : binary file
+        Where its output goes, as it comes.
+
+    Returns
+    -------
+    Ended
+
+    Raises
+    ------
+    EngineError
+        If the engine does not run it.
+    UsageError
+        If the directory, or the CRDS cache, is none.
+    """
+    home, cache = _directories(ask)
+    client = engine.connect()
+    image.image_of(client, ask.image)
+    sweep(client)
+    with ExitStack() as stack, engine.explained(f"{ask.image} cannot run {ask.command[0]}"):
+        with interrupts.held():
+            container = _create(client, ask, home, cache)
+            stack.callback(_remove, container)
+        interrupts.check()
+        return _attend(container, ask, out, err)
+
+
+def _attend(container: Container, ask: Ask, out: IO[bytes], err: IO[bytes]) -> Ended:
+    """Start a container and pass on what it prints, what is typed, and signals, until it ends."""
+    tty = bool(container.attrs["Config"]["Tty"])
+    socket = _attach(container, ask.interactive)
+    relay = threading.Thread(target=_relay, args=(socket, tty, out, err), daemon=True)
+    container.start()
+    relay.start()
+    with ExitStack() as stack:
+        if tty:
+            stack.enter_context(_same_size(container))
+        if ask.interactive:
+            stack.enter_context(_typing(socket, raw=tty))
+        try:
+            relay.join()
+        except Stop as stop:
+            _end(container, stop.signum, relay)
+    code = int(container.wait(timeout=None)["StatusCode"])
+    container.reload()
+    state = container.attrs["State"]
+    return Ended(code, bool(state.get("OOMKilled")))
+
+
+def _end(container: Container, signum: int, relay: threading.Thread) -> None:
+    """Hand a signal on, and see to it that the container ends."""
+    import docker.errors
+
+    with contextlib.suppress(docker.errors.APIError):  # it has ended by itself
+        container.kill(signal=signal.Signals(signum).name)
+    relay.join(_GRACE)
+    if relay.is_alive():
+        with contextlib.suppress(docker.errors.APIError):
+            container.kill()
+        relay.join(_GRACE)
+
+
+def _directories(ask: Ask) -> tuple[Path, Path | None]:
+    """Return the directory to mount as home, and the CRDS cache if one is exported."""
+    home = ask.home.resolve()
+    if not home.is_dir() or home == Path("/"):
+        raise UsageError(
+            f"CALDP_HOME is {ask.home}, which {'is the whole computer' if home == Path('/') else 'is no directory'}",
+            remedy="export CALDP_HOME=<a directory of your own>, or cd to one",
+        )
+    exported = ask.environment.get("CRDS_PATH", "")
+    if not exported:
+        return home, None
+    cache = Path(exported).expanduser().absolute()
+    if not cache.is_dir():
+        raise UsageError(
+            f"CRDS_PATH is {exported}, which is no directory",
+            remedy=f"make it, or unset CRDS_PATH: references are then downloaded into {home / 'crds_cache'}",
+        )
+    return home, cache
+
+
+def environment(ask: Ask, cached: bool) -> tuple[dict[str, str], list[str]]:
+    """Choose what the container is given of the caller's variables.
+
+    Parameters
+    ----------
+    ask : Ask
+        With the caller's environment.
+    cached : bool
+        The caller's CRDS cache is mounted.
+
+    Returns
+    -------
+    variables : dict
+    left_out : list of str
+        Names of those that were set, but name files that the container does not see.
+    """
+    env = ask.environment
+    given = {
+        name: value
+        for name, value in env.items()
+        if (_SETTINGS.fullmatch(name) or name in ALLOWED) and not _PATHS.fullmatch(name)
+    }
+    left_out = sorted(name for name in env if _PATHS.fullmatch(name) and name != "CRDS_PATH" and env[name])
+    if given.get("CRDSBUCKET", "").startswith("file:"):
+        left_out.append("CRDSBUCKET")
+        del given["CRDSBUCKET"]
+    if ask.cpus and "OMP_NUM_THREADS" not in given:
+        given["OMP_NUM_THREADS"] = str(max(1, math.floor(ask.cpus)))
+    if cached:
+        given["CRDS_PATH"] = CRDS_CACHE
+    return {**given, "HOME": HOME, "CALDP_HOME": HOME, **ask.variables}, left_out
+
+
+def _create(client: docker.DockerClient, ask: Ask, home: Path, cache: Path | None) -> Container:
+    from docker.types import Mount
+
+    variables, left_out = environment(ask, cache is not None)
+    for name in left_out:
+        sys.stderr.write(f"caldp: {name} names something that the container does not see; it is not handed on\n")
+    mounts = [Mount(HOME, str(home), type="bind")]
+    if cache is not None:
+        readonly = ask.environment.get("CRDS_READONLY_CACHE", "").strip().lower() in ("1", "true", "yes", "on")
+        mounts.append(Mount(CRDS_CACHE, str(cache), type="bind", read_only=readonly))
+    terminal = sys.stdout.isatty() and sys.stderr.isatty() and (sys.stdin.isatty() or not ask.interactive)
+    if terminal:
+        variables.setdefault("TERM", ask.environment.get("TERM", "xterm"))
+    options: dict[str, Any] = {}
+    if ask.memory:
+        options |= {"mem_limit": ask.memory, "memswap_limit": ask.memory}
+    if ask.cpus:
+        options["nano_cpus"] = round(ask.cpus * 1e9)
+    if ask.network:
+        options["network_mode"] = ask.network
+    security = client.info().get("SecurityOptions") or []
+    rootless = any("name=rootless" in text for text in security)
+    uid, gid = (0, 0) if rootless else (os.getuid(), os.getgid())  # who is root there is us here
+    if any("name=selinux" in text for text in security):
+        options["security_opt"] = ["label=disable"]  # else nothing of ours could be read; relabelling a home is worse
+    if any("name=userns" in text for text in security):
+        options["userns_mode"] = "host"
+    container = client.containers.create(
+        ask.image,
+        list(ask.command),
+        name=f"caldp-{os.urandom(6).hex()}",
+        user=f"{uid}:{gid}",
+        group_add=[] if rootless else [str(group) for group in os.getgroups() if group != gid],
+        working_dir=HOME,
+        environment=variables,
+        mounts=mounts,
+        labels={LABEL: _waiting()},
+        tty=terminal,
+        stdin_open=ask.interactive,
+        **options,
+    )
+    try:
+        _introduce(container, uid, gid)
+        container.reload()
+    except BaseException:
+        _remove(container)
+        raise
+    return container
+
+
+def _introduce(container: Container, uid: int, gid: int) -> None:
+    """Make the caller known to the container by the name of its user: programs ask who they are."""
+    files = {}
+    for path, line, number in (
+        ("etc/passwd", f"{_USER}:x:{uid}:{gid}:CALDP:{HOME}:/bin/bash", uid),
+        ("etc/group", f"{_USER}:x:{gid}:", gid),
+    ):
+        stream, _ = container.get_archive(f"/{path}")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as packed:
+            member = packed.extractfile(packed.getmembers()[0])
+            lines = member.read().decode().splitlines() if member else []
+        others = [text for text in lines if text.split(":")[0] != _USER and text.split(":")[2:3] != [str(number)]]
+        files[path] = "\n".join([line, *others]) + "\n"
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as packed:
+        for path, text in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(text.encode()), 0o644
+            packed.addfile(entry, io.BytesIO(text.encode()))
+    container.put_archive("/", made.getvalue())
+
+
+def _remove(container: Container) -> None:
+    import docker.errors
+
+    with contextlib.suppress(docker.errors.NotFound):
+        container.remove(force=True)
+
+
+def sweep(client: docker.DockerClient) -> None:
+    """Remove containers that have ended and whose command was killed, so that nobody waits for them.
+
+    Parameters
+    ----------
+    client : DockerClient
+        The engine.
+    """
+    import docker.errors
+
+    with contextlib.suppress(docker.errors.APIError):
+        for container in client.containers.list(all=True, filters={"label": LABEL, "status": "exited"}):
+            if not _waits(container.labels.get(LABEL, "")):
+                _remove(container)
+
+
+def _waiting() -> str:
+    import psutil
+
+    return f"{os.uname().nodename}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def _waits(label: str) -> bool:
+    """Whether the process that a label names is alive, as far as can be told from here."""
+    import psutil
+
+    host, _, rest = label.rpartition(":")[0].rpartition(":")
+    started = label.rpartition(":")[2]
+    if host != os.uname().nodename or not rest.isdigit():
+        return True
+    try:
+        return f"{psutil.Process(int(rest)).create_time():.2f}" == started
+    except psutil.Error:
+        return False
+
+
+def _attach(container: Container, interactive: bool) -> Any:  # noqa: ANN401 - a socket, or what wraps one
+    params = {"stdout": 1, "stderr": 1, "stdin": int(interactive), "stream": 1}
+    wrapped = container.client.api.attach_socket(container.id, params=params)
+    socket = getattr(wrapped, "_sock", wrapped)
+    socket.settimeout(None)
+    return socket
+
+
+def _relay(socket: Any, tty: bool, out: IO[bytes], err: IO[bytes]) -> None:  # noqa: ANN401 - see _attach
+    """Pass on what the container prints until it ends, even if nobody reads it any more."""
+    from docker.utils.socket import STDERR, frames_iter
+
+    broken: set[int] = set()
+    with contextlib.suppress(OSError):  # the engine has gone: what became of the container is asked for next
+        for number, data in frames_iter(socket, tty):
+            stream = err if number == STDERR else out
+            if number not in broken:
+                try:
+                    stream.write(data)
+                    stream.flush()
+                except (OSError, ValueError):
+                    broken.add(number)
+
+
+@contextmanager
+def _same_size(container: Container) -> Iterator[None]:
+    """Keep the terminal inside as large as the one outside."""
+    import docker.errors
+
+    def resize(*_: object) -> None:
+        size = shutil.get_terminal_size()
+        with contextlib.suppress(docker.errors.APIError):
+            container.resize(size.lines, size.columns)
+
+    before = signal.signal(signal.SIGWINCH, resize)
+    resize()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGWINCH, before)
+
+
+@contextmanager
+def _typing(socket: Any, *, raw: bool) -> Iterator[None]:  # noqa: ANN401 - see _attach
+    """Pass on what comes from standard input; from a terminal key by key."""
+    import socket as sockets
+    import termios
+    import tty
+
+    descriptor = sys.stdin.fileno()
+
+    def forward() -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(descriptor, _CHUNK):
+                socket.sendall(data)
+            socket.shutdown(sockets.SHUT_WR)
+
+    before = termios.tcgetattr(descriptor) if raw else None
+    if raw:
+        tty.setraw(descriptor)
+    try:
+        threading.Thread(target=forward, daemon=True).start()
+        yield
+    finally:
+        if before is not None:
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def inside(uri: str, home: Path) -> str:
+    """Check that a place on the command line is one that the container sees.
+
+    Parameters
+    ----------
+    uri : str
+        ``file:<directory>``, ``astroquery:<directory>``, ``s3://...``, or a path of a config or reference file.
+    home : Path
+        Directory that becomes the home.
+
+    Returns
+    -------
+    str
+        The same.
+
+    Raises
+    ------
+    UsageError
+        For absolute paths, and paths that lead out of ``home``.
+    """
+    scheme, rest = parse_uri(uri) if re.match(r"[a-z0-9]+:", uri) else ("", uri)
+    if scheme == "s3" or rest.startswith("s3://"):
+        return uri
+    prefix = f"{scheme}:" if scheme else ""
+    if rest.startswith(("/", "~")):
+        path = Path(rest).expanduser()
+        below = path.is_relative_to(home)
+        remedy = f"write {prefix}{path.relative_to(home)}" if below else f"put it below {home}"
+        raise UsageError(
+            f"{uri}: absolute paths of this computer do not exist in the container, which sees only {home}",
+            remedy=f"{remedy}, or export CALDP_HOME=<directory that holds it>" if not below else remedy,
+        )
+    if ".." in Path(os.path.normpath(rest)).parts:
+        raise UsageError(
+            f"{uri} leads out of {home}, the only directory that the container sees",
+            remedy="export CALDP_HOME=<directory that holds both>, and give paths relative to it",
+        )
+    return uri

@@ -1,0 +1,115 @@
+"""The Docker engine: find it, and say in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from caldp.errors import CaldpError, EngineError
+
+if TYPE_CHECKING:
+    import docker
+
+#: Seconds to wait for an answer.
+_TIMEOUT = 60
+
+
+def connect() -> docker.DockerClient:
+    """Find the engine as the docker command does: ``DOCKER_HOST``, the current context, or the usual socket.
+
+    Returns
+    -------
+    DockerClient
+        Of an engine that has answered.
+
+    Raises
+    ------
+    EngineError
+        If there is none, it is not running, or we may not use it.
+    """
+    import docker
+
+    with explained("Docker cannot be used"):
+        client = docker.from_env(timeout=_TIMEOUT)
+        client.ping()
+    return client
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn what the Docker package raises into an EngineError.
+
+    Parameters
+    ----------
+    what : str
+        Begins the message, for example ``caldp:latest cannot be pushed``.
+    """
+    import docker.errors
+    import requests
+
+    try:
+        yield
+    except CaldpError:
+        raise
+    except (docker.errors.DockerException, requests.RequestException, OSError) as error:
+        said, remedy = _explain(error)
+        raise EngineError(f"{what}: {said}", remedy=remedy) from error
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    where = os.environ.get("DOCKER_HOST") or "its usual socket"
+    number = _errno(error)
+    if number == errno.ENOENT:
+        return f"there is no Docker engine at {where}", "install and start Docker, or export DOCKER_HOST"
+    if number in (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):
+        return f"the Docker daemon at {where} is not running", "start it, for example: sudo systemctl start docker"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"not allowed to use the Docker engine at {where}", "become a member of the group docker, or use sudo"
+    said = " ".join((getattr(error, "explanation", None) or str(error)).split())
+    return said, remedy(said)
+
+
+def remedy(said: str) -> str:
+    """Say what can be done about what the engine said.
+
+    Parameters
+    ----------
+    said : str
+        Its message.
+
+    Returns
+    -------
+    str
+        Empty if nothing is known.
+    """
+    text = said.lower()
+    if "no space left on device" in text:
+        return "free space for the engine: docker system prune, or move its data-root"
+    if "denied" in text or "unauthorized" in text or "no basic auth" in text:
+        return "log in to the registry (docker login), and check the repository in caldp-image-config"
+    if "invalid mount" in text or "mounts denied" in text:
+        return "let the engine share that directory, or choose another CALDP_HOME"
+    if "network" in text and ("not found" in text or "bridge" in text):
+        return "give --network, for example --network host"
+    return ""
+
+
+def _errno(error: BaseException) -> int | None:
+    """Dig the operating system's error out of the wrappings of requests and urllib3."""
+    todo: list[object] = [error]
+    seen: set[int] = set()
+    while todo:
+        item = todo.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, OSError) and item.errno is not None:
+            return item.errno
+        if isinstance(item, BaseException):
+            todo += [*item.args, item.__cause__, item.__context__, getattr(item, "reason", None)]
+        elif isinstance(item, tuple):
+            todo += item
+    return None
