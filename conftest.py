@@ -1,8 +1,8 @@
-"""Fixtures for all tests: see tests/desk.py and tests/s3.py."""
+"""Fixtures for all tests: see tests/desk.py, tests/engine.py and tests/s3.py."""
 
 import signal
 
-pytest_plugins = ["tests.desk", "tests.s3"]
+pytest_plugins = ["tests.desk", "tests.engine", "tests.s3"]
 
 
 def pytest_configure() -> None:

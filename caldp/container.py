@@ -149,7 +149,7 @@ class Watched:
             return
         error: CaldpError = Interrupted(signal.SIGKILL)
         if ended.out_of_memory:
-            limit = f", limit {memory / 1e6:,.0f} MB" if memory else ""
+            limit = f", limit {memory / 2**20:,.0f} MiB" if memory else ""
             error = ContainerMemoryError(
                 f"{self.dataset}: the container was killed for memory{limit}",
                 remedy="run it with a larger --memory" if memory else "run it on a computer with more memory",
@@ -278,7 +278,9 @@ def environment(ask: Ask, cached: bool) -> tuple[dict[str, str], list[str]]:
         given["OMP_NUM_THREADS"] = str(max(1, math.floor(ask.cpus)))
     if cached:
         given["CRDS_PATH"] = CRDS_CACHE
-    return {**given, "HOME": HOME, "CALDP_HOME": HOME, **ask.variables}, left_out
+    # Else matplotlib would leave a folder in the caller's directory.
+    own = {"HOME": HOME, "CALDP_HOME": HOME, "MPLCONFIGDIR": "/tmp/matplotlib"}  # noqa: S108 - the container's own
+    return {**given, **own, **ask.variables}, left_out
 
 
 def _create(client: docker.DockerClient, ask: Ask, home: Path, cache: Path | None) -> Container:

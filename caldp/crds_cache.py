@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from caldp.config import Config
-from caldp.errors import OutputError, ReferencesError
+from caldp.errors import OutputError, ProgramMemoryError, ReferencesError
 from caldp.fitsfile import damage
 from caldp.programs import ProgramRun
 from caldp.run import Run
@@ -297,9 +297,14 @@ def environment(config: Config) -> dict[str, str]:
 
 
 def judge(run: Run, known: Mapping[str, Any], done: ProgramRun) -> None:
-    """Raise ReferencesError if crds could not choose."""
+    """Raise ReferencesError if crds could not choose, ProgramMemoryError if that was for lack of memory."""
     if done.returncode == 0:
         return
+    if done.oom_kills or any("MemoryError" in line for line in done.tail[-1:]):
+        raise ProgramMemoryError(
+            f"{run.dataset}: {done.name} ran out of memory ({done.outcome}, peak {done.peak_memory / 1e6:.0f} MB)",
+            remedy="run it with more memory",
+        )
     bad = [name.lower() for name in known.get("bad_files_list", ())]
     errors = errors_of(done)
     # An assigned reference on the list of bad files is an ERROR of its own, which is judged later.

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from caldp.errors import PreviewError
+from caldp.errors import PreviewError, ProgramMemoryError
 from caldp.fitsfile import damage_raises
 from caldp.previews import colour, image, spectrum
 from caldp.programs import ProgramRun
@@ -301,7 +301,8 @@ def create_previews(
             except PreviewError as error:
                 problems[task.label] = error.message
     if problems:
-        raise PreviewError(
+        memory = any(run.oom_kills and run.returncode for run in runs)  # then more of it helps
+        raise (ProgramMemoryError if memory else PreviewError)(
             "; ".join(problems[task.label] for task in tasks if task.label in problems),
             remedy="the log of the run has the details",
         )

@@ -30,7 +30,7 @@ from caldp.create_preview import (
     make_spectrum_preview,
     preview_kind,
 )
-from caldp.errors import PreviewError
+from caldp.errors import PreviewError, ProgramMemoryError
 from caldp.programs import ProgramRun, run
 from tests.unit.pictures import is_close, pixels, write_image, write_mosaic, write_spectrum
 
@@ -406,7 +406,7 @@ def test_lack_of_memory_is_named(tmp_path: Path, noise: np.ndarray) -> None:
     def run_program(argv: Sequence[str]) -> ProgramRun:
         return ProgramRun(tuple(argv), -signal.SIGKILL, 1.0, 1.0, 1, oom_kills=1)
 
-    with pytest.raises(PreviewError, match="killed by SIGKILL, for lack of memory"):
+    with pytest.raises(ProgramMemoryError, match="killed by SIGKILL, for lack of memory"):
         create_previews([product], tmp_path / "out", run_program)
 
 

@@ -19,8 +19,9 @@ from caldp import crds_cache, crds_server, references
 from caldp.crds_cache import CrdsCache, Reference, metadata
 from caldp.crds_server import CrdsServer
 from caldp.crds_store import CrdsStore
-from caldp.errors import ReferencesError
+from caldp.errors import ProgramMemoryError, ReferencesError
 from caldp.inputs import Inputs, fetch
+from caldp.programs import ProgramRun
 from caldp.references import References, assign
 from caldp.run import Run
 from caldp.simulate import Simulation
@@ -405,6 +406,15 @@ def test_damaged_metadata(encoded: object, run: Run) -> None:
 )
 def test_serverless(make_run: RunFactory, url: str, offline: bool) -> None:
     assert references.serverless(make_run(settings={"crds_server_url": url}).config) is offline
+
+
+@pytest.mark.parametrize(
+    ("tail", "kills"), [(("CRDS - INFO - No comparison context",), 1), (("Traceback", "MemoryError"), 0)]
+)
+def test_crds_without_memory(make_run: RunFactory, tail: tuple[str, ...], kills: int) -> None:
+    done = ProgramRun(("python", "-m", "crds.bestrefs"), -9 if kills else 1, 1.0, 1.0, 80_000_000, 0, 0, tail, kills)
+    with pytest.raises(ProgramMemoryError, match="ldfd01vnq: crds.bestrefs ran out of memory"):
+        crds_cache.judge(make_run(), {}, done)
 
 
 def test_crds_says_why_it_cannot_choose(start: Start, crds_cache: Path) -> None:
