@@ -143,19 +143,23 @@ class Watched:
         Raises
         ------
         CaldpError
-            What killed it: ContainerMemoryError (33) or Interrupted (137).
+            What killed it: ContainerMemoryError (33) or Interrupted (137).  Other signals it has reported itself.
         """
-        if ended.exit_code != _KILLED:
-            return
-        error: CaldpError = Interrupted(signal.SIGKILL)
-        if ended.out_of_memory:
+        if ended.exit_code - 128 not in signal.valid_signals():
+            return  # it has said itself how it ended
+        error: CaldpError = Interrupted(ended.exit_code - 128)
+        if ended.exit_code == _KILLED and ended.out_of_memory:
             limit = f", limit {memory / 2**20:,.0f} MiB" if memory else ""
             error = ContainerMemoryError(
                 f"{self.dataset}: the container was killed for memory{limit}",
                 remedy="run it with a larger --memory" if memory else "run it on a computer with more memory",
             )
-        messages.abandon(self.store, self.dataset, self.run, error)
-        raise error
+        try:
+            messages.abandon(self.store, self.dataset, self.run, error)
+        except (CaldpError, OSError) as why:
+            sys.stderr.write(f"caldp: {self.dataset}: its error state could not be written: {why}\n")
+        if ended.exit_code == _KILLED:
+            raise error
 
 
 def run(ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes]) -> Ended:
@@ -190,25 +194,28 @@ def run(ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes]) -> End
             container = _create(client, ask, home, cache)
             stack.callback(_remove, container)
         interrupts.check()
-        return _attend(container, ask, out, err)
+        return _attend(container, ask, interrupts, out, err)
 
 
-def _attend(container: Container, ask: Ask, out: IO[bytes], err: IO[bytes]) -> Ended:
+def _attend(container: Container, ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes]) -> Ended:
     """Start a container and pass on what it prints, what is typed, and signals, until it ends."""
     tty = bool(container.attrs["Config"]["Tty"])
     socket = _attach(container, ask.interactive)
     relay = threading.Thread(target=_relay, args=(socket, tty, out, err), daemon=True)
-    container.start()
-    relay.start()
     with ExitStack() as stack:
-        if tty:
-            stack.enter_context(_same_size(container))
-        if ask.interactive:
-            stack.enter_context(_typing(socket, raw=tty))
         try:
+            with interrupts.held():
+                container.start()
+                relay.start()
+                if tty:
+                    stack.enter_context(_same_size(container))
+                if ask.interactive:
+                    stack.enter_context(_typing(socket, raw=tty))
+            interrupts.check()
             relay.join()
         except Stop as stop:
             _end(container, stop.signum, relay)
+    interrupts.shield()
     code = int(container.wait(timeout=None)["StatusCode"])
     container.reload()
     state = container.attrs["State"]
