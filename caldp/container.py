@@ -205,12 +205,12 @@ def _attend(container: Container, ask: Ask, interrupts: Interrupts, out: IO[byte
     with ExitStack() as stack:
         try:
             with interrupts.held():
+                if ask.interactive:  # before there is a prompt to answer
+                    stack.enter_context(_typing(socket, raw=tty))
                 container.start()
                 relay.start()
                 if tty:
                     stack.enter_context(_same_size(container))
-                if ask.interactive:
-                    stack.enter_context(_typing(socket, raw=tty))
             interrupts.check()
             relay.join()
         except Stop as stop:
@@ -433,18 +433,26 @@ def _relay(socket: Any, tty: bool, out: IO[bytes], err: IO[bytes]) -> None:  # n
 def _same_size(container: Container) -> Iterator[None]:
     """Keep the terminal inside as large as the one outside."""
     import docker.errors
+    import requests
 
-    def resize(*_: object) -> None:
-        size = shutil.get_terminal_size()
-        with contextlib.suppress(docker.errors.APIError):
-            container.resize(size.lines, size.columns)
+    changed, over = threading.Event(), threading.Event()
+    changed.set()
 
-    before = signal.signal(signal.SIGWINCH, resize)
-    resize()
+    def follow() -> None:  # not in the handler: a second signal would come in the middle of a request
+        while changed.wait() and not over.is_set():
+            changed.clear()
+            size = shutil.get_terminal_size()
+            with contextlib.suppress(docker.errors.APIError, requests.RequestException):
+                container.resize(size.lines, size.columns)
+
+    before = signal.signal(signal.SIGWINCH, lambda *_: changed.set())
+    threading.Thread(target=follow, daemon=True).start()
     try:
         yield
     finally:
         signal.signal(signal.SIGWINCH, before)
+        over.set()
+        changed.set()
 
 
 @contextmanager
@@ -464,7 +472,7 @@ def _typing(socket: Any, *, raw: bool) -> Iterator[None]:  # noqa: ANN401 - see 
 
     before = termios.tcgetattr(descriptor) if raw else None
     if raw:
-        tty.setraw(descriptor)
+        tty.setraw(descriptor, termios.TCSADRAIN)  # what has been typed already is not thrown away
     try:
         threading.Thread(target=forward, daemon=True).start()
         yield

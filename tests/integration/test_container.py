@@ -393,10 +393,10 @@ def test_a_terminal(docked: Desk) -> None:
 
     expect("$ " if os.getuid() else "# ")
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 41, 133, 0, 0))
-    os.kill(pid, signal.SIGWINCH)
-    time.sleep(0.5)
-    os.write(terminal, b"stty size; tty; sleep 60\n")
-    expect("41 133")
+    os.write(
+        terminal, b"until stty size | grep -q '^41 133$'; do sleep 0.1; done; echo size $((40+1)); tty; sleep 60\n"
+    )
+    expect("size 41")
     expect("/dev/pts/0")
     time.sleep(0.5)
     os.write(terminal, b"\x03")  # Ctrl-C goes to the program inside, not to the command outside
