@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn, TextIO, cast
 
 import click
 
@@ -19,7 +22,7 @@ from caldp.config import ImageConfig
 from caldp.dataset import Dataset
 from caldp.errors import EXIT_CODES, UsageError, describe
 from caldp.process import Interrupts
-from caldp.store import open_store
+from caldp.store import open_store, parse_uri
 
 #: Config of caldp-docker-run-pipeline.
 DOCKER_CONFIG = "caldp-config-offsite"
@@ -41,11 +44,17 @@ def _codes(*numbers: int) -> str:
 
 def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
     """Read a memory limit, as docker run has it, in bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)b?", value.strip().lower())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)([kmgt]?)b?", value.strip().lower())
     size = int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " ")) if match else 0
     if value and size < _LEAST_MEMORY:
         raise click.BadParameter(f"{value!r} is no memory limit: write for example 8g or 800m", ctx, param)
     return size
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of CPUs", ctx, param)
+    return value
 
 
 def _container_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -56,6 +65,7 @@ def _container_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--cpus",
             type=click.FloatRange(min=0, min_open=True),
+            callback=_finite,
             default=None,
             help="CPU limit; OMP_NUM_THREADS follows it, if it is not exported.",
         ),
@@ -80,6 +90,12 @@ def _refuse(command: str, error: BaseException) -> NoReturn:
     sys.exit(failure.code)
 
 
+def _tell(line: str) -> None:
+    """Print a line; that nobody reads it any more stops nothing."""
+    with contextlib.suppress(OSError):
+        click.echo(line)
+
+
 @click.command(
     "caldp-image-build",
     context_settings=_SETTINGS,
@@ -100,18 +116,16 @@ def build_command(context: Path, base: str, hstcal: str, network: str | None, no
     """Build the Docker image."""
     from caldp import image
 
-    def tell(line: str) -> None:
-        if not quiet:
-            click.echo(line)
-
+    interrupts = Interrupts().install()  # so that the secrets of the build do not stay behind
     try:
         settings = config.load_image()
         settings = replace(settings, base=base or settings.base, hstcal=hstcal or settings.hstcal)
         settings = settings if network is None else replace(settings, network=network)
         if not re.fullmatch(r"none|stable|latest|[0-9][0-9A-Za-z.*]*", settings.hstcal):
             raise UsageError(f"{settings.hstcal!r} is no version of HSTCAL", remedy="write stable, 3.2.0 or none")
-        click.echo(str(image.build(settings, context, tell, cache=not no_cache)))
-    except (Exception, KeyboardInterrupt) as error:
+        _tell(str(image.build(settings, context, (lambda _: None) if quiet else _tell, cache=not no_cache)))
+    except BaseException as error:
+        interrupts.shield()
         _refuse("caldp-image-build", error)
 
 
@@ -130,14 +144,14 @@ def push_command() -> None:
     from caldp import image
 
     try:
-        click.echo(f"pushed {image.push(config.load_image(), click.echo)}")
+        _tell(f"pushed {image.push(config.load_image(), _tell)}")
     except (Exception, KeyboardInterrupt) as error:
         _refuse("caldp-image-push", error)
 
 
 @click.command(
     "caldp-docker-run-container",
-    context_settings={**_SETTINGS, "ignore_unknown_options": True, "allow_interspersed_args": False},
+    context_settings={**_SETTINGS, "allow_interspersed_args": False},
     epilog=_codes(*_CONTAINER_CODES),
     help="""Run COMMAND in a container, which sees CALDP_HOME (default: the current directory) as its home.
 
@@ -218,7 +232,7 @@ def _run(
     """Run a command in a container, and exit with its status."""
     from caldp import container
 
-    interrupts = Interrupts().install()
+    interrupts, watched = Interrupts().install(), None
     try:
         settings = config.load_image()
         given = dict(_variable(text, settings) for text in variables)
@@ -234,9 +248,9 @@ def _run(
             cpus=cpus or 0.0,
             network=settings.network if network is None else network,
             variables=given,
-            interactive=interactive,
+            interactive=interactive and sys.stdin is not None,
         )
-        ended = container.run(ask, interrupts, sys.stdout.buffer, sys.stderr.buffer)
+        ended = container.run(ask, interrupts, *(_bytes(stream) for stream in (sys.stdout, sys.stderr)))
         interrupts.shield()
         if watched:
             watched.conclude(ended, memory)
@@ -244,8 +258,15 @@ def _run(
             click.echo(f"{name}: the memory limit was reached, and something was killed in the container", err=True)
     except BaseException as error:
         interrupts.shield()
+        if watched:
+            watched.abandon(describe(error, watched.dataset))
         _refuse(name, error)
     sys.exit(ended.exit_code)
+
+
+def _bytes(stream: TextIO | None) -> IO[bytes]:
+    """Return where bytes go that are meant for a standard stream, which may be closed."""
+    return io.BytesIO() if stream is None else cast(IO[bytes], stream.buffer)
 
 
 def _variable(text: str, settings: ImageConfig) -> tuple[str, str]:
@@ -268,6 +289,8 @@ def _watched(command: Sequence[str], settings: ImageConfig) -> Any:  # noqa: ANN
         raise UsageError(f"{command[0]}: {error.format_message()}", remedy=f"see {command[0]} --help") from error
     dataset, home = Dataset.parse(asked["ipppssoot"]).name, settings.home
     script = asked["config"]
+    for place in (asked["input_uri"], asked["output_uri"]):
+        parse_uri(place)
     for place in (asked["input_uri"], asked["output_uri"], *([script] if "/" in script else [])):
         container.inside(place, home)
     for override in asked["overrides"]:

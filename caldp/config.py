@@ -327,7 +327,7 @@ def load_image(environ: Mapping[str, str] | None = None) -> ImageConfig:
         If the script is not there, fails, or leaves out what is needed.
     """
     caller = dict(os.environ if environ is None else environ)
-    script = _find_script(IMAGE_CONFIG, caller.get("PATH", ""))
+    script = _find_script(IMAGE_CONFIG, caller.get("PATH", ""), remedy="install CALDP again: it brings that script")
     env = _source(script, caller)
     wanted = ("CALDP_DOCKER_IMAGE", "CAL_BASE_IMAGE", "CALDP_CONDA_IMAGE", "CALDP_HSTCAL")
     for name in wanted:
@@ -339,10 +339,13 @@ def load_image(environ: Mapping[str, str] | None = None) -> ImageConfig:
 
 def _home(env: Mapping[str, str]) -> Path:
     home = env.get("CALDP_HOME", "")
-    return Path(home if home not in ("", "none") else ".").expanduser().absolute()
+    try:
+        return Path(home if home not in ("", "none") else ".").expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(f"CALDP_HOME is {home}: there is no such user", remedy="export another CALDP_HOME") from error
 
 
-def _find_script(name: str, path: str) -> Path:
+def _find_script(name: str, path: str, remedy: str = "") -> Path:
     if "/" in name:
         candidates = [Path(name).expanduser()]
     else:
@@ -353,7 +356,8 @@ def _find_script(name: str, path: str) -> Path:
             return candidate.absolute()
     raise UsageError(
         f"no config script {name!r} on PATH or at that path",
-        remedy="use caldp-config-onsite, caldp-config-offsite, caldp-config-aws or the path of your own script",
+        remedy=remedy
+        or "use caldp-config-onsite, caldp-config-offsite, caldp-config-aws or the path of your own script",
     )
 
 

@@ -7,13 +7,12 @@ import io
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import tarfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -145,7 +144,7 @@ class Watched:
         CaldpError
             What killed it: ContainerMemoryError (33) or Interrupted (137).  Other signals it has reported itself.
         """
-        if ended.exit_code - 128 not in signal.valid_signals():
+        if ended.exit_code - 128 not in {int(known) for known in signal.Signals}:
             return  # it has said itself how it ended
         error: CaldpError = Interrupted(ended.exit_code - 128)
         if ended.exit_code == _KILLED and ended.out_of_memory:
@@ -154,12 +153,22 @@ class Watched:
                 f"{self.dataset}: the container was killed for memory{limit}",
                 remedy="run it with a larger --memory" if memory else "run it on a computer with more memory",
             )
+        self.abandon(error)
+        if ended.exit_code == _KILLED:
+            raise error
+
+    def abandon(self, error: CaldpError) -> None:
+        """Leave the error state behind, if the run has begun and not ended.
+
+        Parameters
+        ----------
+        error : CaldpError
+            Why.
+        """
         try:
             messages.abandon(self.store, self.dataset, self.run, error)
         except (CaldpError, OSError) as why:
-            sys.stderr.write(f"caldp: {self.dataset}: its error state could not be written: {why}\n")
-        if ended.exit_code == _KILLED:
-            raise error
+            _warn(f"{self.dataset}: its error state could not be written: {why}")
 
 
 def run(ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes]) -> Ended:
@@ -186,10 +195,11 @@ def run(ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes]) -> End
         If the directory, or the CRDS cache, is none.
     """
     home, cache = _directories(ask)
-    client = engine.connect()
-    image.image_of(client, ask.image)
-    sweep(client)
-    with ExitStack() as stack, engine.explained(f"{ask.image} cannot run {ask.command[0]}"):
+    with ExitStack() as stack:
+        client = stack.enter_context(closing(engine.connect(ask.environment)))
+        image.image_of(client, ask.image)
+        sweep(client)
+        stack.enter_context(engine.explained(f"{ask.image} cannot run {ask.command[0]}"))
         with interrupts.held():
             container = _create(client, ask, home, cache)
             stack.callback(_remove, container)
@@ -201,8 +211,10 @@ def _attend(container: Container, ask: Ask, interrupts: Interrupts, out: IO[byte
     """Start a container and pass on what it prints, what is typed, and signals, until it ends."""
     tty = bool(container.attrs["Config"]["Tty"])
     socket = _attach(container, ask.interactive)
-    relay = threading.Thread(target=_relay, args=(socket, tty, out, err), daemon=True)
+    over = threading.Event()  # until Python 3.13, a join that is interrupted takes its thread for ended
+    relay = threading.Thread(target=_relay, args=(socket, tty, out, err, over), daemon=True)
     with ExitStack() as stack:
+        stack.callback(socket.close)
         try:
             with interrupts.held():
                 if ask.interactive:  # before there is a prompt to answer
@@ -212,9 +224,9 @@ def _attend(container: Container, ask: Ask, interrupts: Interrupts, out: IO[byte
                 if tty:
                     stack.enter_context(_same_size(container))
             interrupts.check()
-            relay.join()
+            over.wait()
         except Stop as stop:
-            _end(container, stop.signum, relay)
+            _end(container, stop.signum, over)
     interrupts.shield()
     code = int(container.wait(timeout=None)["StatusCode"])
     container.reload()
@@ -222,17 +234,16 @@ def _attend(container: Container, ask: Ask, interrupts: Interrupts, out: IO[byte
     return Ended(code, bool(state.get("OOMKilled")))
 
 
-def _end(container: Container, signum: int, relay: threading.Thread) -> None:
+def _end(container: Container, signum: int, over: threading.Event) -> None:
     """Hand a signal on, and see to it that the container ends."""
     import docker.errors
 
     with contextlib.suppress(docker.errors.APIError):  # it has ended by itself
         container.kill(signal=signal.Signals(signum).name)
-    relay.join(_GRACE)
-    if relay.is_alive():
+    if not over.wait(_GRACE):
         with contextlib.suppress(docker.errors.APIError):
             container.kill()
-        relay.join(_GRACE)
+        over.wait(_GRACE)
 
 
 def _directories(ask: Ask) -> tuple[Path, Path | None]:
@@ -246,7 +257,7 @@ def _directories(ask: Ask) -> tuple[Path, Path | None]:
     exported = ask.environment.get("CRDS_PATH", "")
     if not exported:
         return home, None
-    cache = Path(exported).expanduser().absolute()
+    cache = _expanded(exported).absolute()
     if not cache.is_dir():
         raise UsageError(
             f"CRDS_PATH is {exported}, which is no directory",
@@ -295,12 +306,13 @@ def _create(client: docker.DockerClient, ask: Ask, home: Path, cache: Path | Non
 
     variables, left_out = environment(ask, cache is not None)
     for name in left_out:
-        sys.stderr.write(f"caldp: {name} names something that the container does not see; it is not handed on\n")
+        _warn(f"{name} names something that the container does not see; it is not handed on")
     mounts = [Mount(HOME, str(home), type="bind")]
     if cache is not None:
         readonly = ask.environment.get("CRDS_READONLY_CACHE", "").strip().lower() in ("1", "true", "yes", "on")
         mounts.append(Mount(CRDS_CACHE, str(cache), type="bind", read_only=readonly))
-    terminal = sys.stdout.isatty() and sys.stderr.isatty() and (sys.stdin.isatty() or not ask.interactive)
+    streams = (sys.stdout, sys.stderr, *([sys.stdin] if ask.interactive else []))
+    terminal = all(stream is not None and stream.isatty() for stream in streams)
     if terminal:
         variables.setdefault("TERM", ask.environment.get("TERM", "xterm"))
     options: dict[str, Any] = {}
@@ -378,11 +390,15 @@ def sweep(client: docker.DockerClient) -> None:
         The engine.
     """
     import docker.errors
+    import requests
 
-    with contextlib.suppress(docker.errors.APIError):
-        for container in client.containers.list(all=True, filters={"label": LABEL, "status": "exited"}):
+    trouble = (docker.errors.DockerException, requests.RequestException)
+    filters = {"label": LABEL, "status": ["created", "exited", "dead"]}
+    with contextlib.suppress(*trouble):
+        for container in client.containers.list(all=True, filters=filters, ignore_removed=True):
             if not _waits(container.labels.get(LABEL, "")):
-                _remove(container)
+                with contextlib.suppress(*trouble):
+                    _remove(container)
 
 
 def _waiting() -> str:
@@ -413,12 +429,18 @@ def _attach(container: Container, interactive: bool) -> Any:  # noqa: ANN401 - a
     return socket
 
 
-def _relay(socket: Any, tty: bool, out: IO[bytes], err: IO[bytes]) -> None:  # noqa: ANN401 - see _attach
+def _relay(
+    socket: Any,  # noqa: ANN401 - see _attach
+    tty: bool,
+    out: IO[bytes],
+    err: IO[bytes],
+    over: threading.Event,
+) -> None:
     """Pass on what the container prints until it ends, even if nobody reads it any more."""
     from docker.utils.socket import STDERR, frames_iter
 
     broken: set[int] = set()
-    with contextlib.suppress(OSError):  # the engine has gone: what became of the container is asked for next
+    try:
         for number, data in frames_iter(socket, tty):
             stream = err if number == STDERR else out
             if number not in broken:
@@ -427,6 +449,10 @@ def _relay(socket: Any, tty: bool, out: IO[bytes], err: IO[bytes]) -> None:  # n
                     stream.flush()
                 except (OSError, ValueError):
                     broken.add(number)
+    except OSError:  # the engine has gone: what became of the container is asked for next
+        pass
+    finally:
+        over.set()
 
 
 @contextmanager
@@ -441,8 +467,8 @@ def _same_size(container: Container) -> Iterator[None]:
     def follow() -> None:  # not in the handler: a second signal would come in the middle of a request
         while changed.wait() and not over.is_set():
             changed.clear()
-            size = shutil.get_terminal_size()
-            with contextlib.suppress(docker.errors.APIError, requests.RequestException):
+            with contextlib.suppress(docker.errors.APIError, requests.RequestException, OSError):
+                size = os.get_terminal_size(sys.stdout.fileno())
                 container.resize(size.lines, size.columns)
 
     before = signal.signal(signal.SIGWINCH, lambda *_: changed.set())
@@ -501,12 +527,12 @@ def inside(uri: str, home: Path) -> str:
     UsageError
         For absolute paths, and paths that lead out of ``home``.
     """
-    scheme, rest = parse_uri(uri) if re.match(r"[a-z0-9]+:", uri) else ("", uri)
+    scheme, rest = parse_uri(uri) if re.match(r"(file|astroquery|s3):", uri) else ("", uri)
     if scheme == "s3" or rest.startswith("s3://"):
         return uri
     prefix = f"{scheme}:" if scheme else ""
     if rest.startswith(("/", "~")):
-        path = Path(rest).expanduser()
+        path = _expanded(rest)
         below = path.is_relative_to(home)
         remedy = f"write {prefix}{path.relative_to(home)}" if below else f"put it below {home}"
         raise UsageError(
@@ -519,3 +545,16 @@ def inside(uri: str, home: Path) -> str:
             remedy="export CALDP_HOME=<directory that holds both>, and give paths relative to it",
         )
     return uri
+
+
+def _expanded(path: str) -> Path:
+    """Put the home of a user for ``~``, if there is one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def _warn(text: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(f"caldp: {text}\n")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 _TIMEOUT = 60
 
 
-def connect() -> docker.DockerClient:
+def connect(environment: Mapping[str, str]) -> docker.DockerClient:
     """Find the engine as the docker command does: ``DOCKER_HOST``, the current context, or the usual socket.
+
+    Parameters
+    ----------
+    environment : mapping
+        The caller's.
 
     Returns
     -------
     DockerClient
-        Of an engine that has answered.
+        Of an engine that has answered; to be closed.
 
     Raises
     ------
@@ -32,35 +37,40 @@ def connect() -> docker.DockerClient:
     """
     import docker
 
-    with explained("Docker cannot be used"):
-        client = docker.from_env(timeout=_TIMEOUT)
+    with explained("Docker cannot be used", environment.get("DOCKER_HOST", "")):
+        client = docker.from_env(timeout=_TIMEOUT, environment=dict(environment))
         client.ping()
     return client
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: str, host: str = "") -> Iterator[None]:
     """Turn what the Docker package raises into an EngineError.
 
     Parameters
     ----------
     what : str
         Begins the message, for example ``caldp:latest cannot be pushed``.
+    host : str, optional
+        Address of the engine.
     """
     import docker.errors
     import requests
+    import urllib3.exceptions
+
+    docker_s = (docker.errors.DockerException, docker.errors.StreamParseError)
+    network_s = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 
     try:
         yield
     except CaldpError:
         raise
-    except (docker.errors.DockerException, requests.RequestException, OSError) as error:
-        said, remedy = _explain(error)
+    except (*docker_s, *network_s, ValueError) as error:  # ValueError: an address, or an answer, that makes no sense
+        said, remedy = _explain(error, host or "its usual socket")
         raise EngineError(f"{what}: {said}", remedy=remedy) from error
 
 
-def _explain(error: Exception) -> tuple[str, str]:
-    where = os.environ.get("DOCKER_HOST") or "its usual socket"
+def _explain(error: Exception, where: str) -> tuple[str, str]:
     number = _errno(error)
     if number == errno.ENOENT:
         return f"there is no Docker engine at {where}", "install and start Docker, or export DOCKER_HOST"
@@ -88,11 +98,11 @@ def remedy(said: str) -> str:
     text = said.lower()
     if "no space left on device" in text:
         return "free space for the engine: docker system prune, or move its data-root"
-    if "denied" in text or "unauthorized" in text or "no basic auth" in text:
-        return "log in to the registry (docker login), and check the repository in caldp-image-config"
     if "invalid mount" in text or "mounts denied" in text:
         return "let the engine share that directory, or choose another CALDP_HOME"
-    if "network" in text and ("not found" in text or "bridge" in text):
+    if re.search(r"^denied\b|access\b.*\bdenied|unauthorized|no basic auth", text):
+        return "log in to the registry (docker login), and check the repository in caldp-image-config"
+    if re.search(r"network \S+ (not found|is not there)", text):
         return "give --network, for example --network host"
     return ""
 

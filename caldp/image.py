@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import os
 import re
@@ -9,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,9 @@ _ECR = re.compile(r"(\d{12})\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?
 
 #: Settings of pip that mean the same in a build as outside.
 _PIP = ("index-url", "extra-index-url", "trusted-host", "find-links", "proxy", "timeout", "default-timeout", "retries")
+
+#: Those that name places.
+_PLACES = ("index-url", "extra-index-url", "find-links")
 
 #: BuildKit takes no larger secret, in bytes.
 _LARGEST_SECRET = 500_000
@@ -89,11 +93,16 @@ def build(settings: ImageConfig, context: Path, tell: Tell, *, cache: bool = Tru
     EngineError
         If there is no engine, no docker command that can build, or the build fails.
     """
+    context = context.resolve()
     if not (context / "Dockerfile").is_file() or not (context / "container").is_dir():
         raise UsageError(
-            f"{context.absolute()} has no Dockerfile of CALDP", remedy="give the clone of the repository, or cd to it"
+            f"{context} has no Dockerfile of CALDP", remedy="give the clone of the repository, or cd to it"
         )
-    client = engine.connect()
+    with closing(engine.connect(settings.environment)) as client:
+        return _build(client, settings, context, tell, cache)
+
+
+def _build(client: docker.DockerClient, settings: ImageConfig, context: Path, tell: Tell, cache: bool) -> Built:
     environment = {**settings.environment, "DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"}
     command = find_docker(environment)
     wanted = settings.hstcal != "none"
@@ -126,7 +135,7 @@ def build(settings: ImageConfig, context: Path, tell: Tell, *, cache: bool = Tru
         except programs.StartError as error:
             raise EngineError(str(error), remedy="install the docker command again") from error
     if done.returncode:
-        said = next((line for line in reversed(done.tail) if "ERROR" in line or "error" in line), "see above")
+        said = next((line for line in reversed(done.tail) if re.search(r"\berror\b", line, re.IGNORECASE)), "see above")
         said = re.sub(r"^#\d+ ([\d.]+ )?", "", said)
         remedy = engine.remedy("\n".join(done.tail)) or "see the lines above"
         raise EngineError(f"{settings.image}: docker build failed ({done.outcome}): {said[:300]}", remedy=remedy)
@@ -155,26 +164,41 @@ def push(settings: ImageConfig, tell: Tell) -> str:
     EngineError
         If the image is not here, or the registry refuses it.
     """
-    client = engine.connect()
-    image_of(client, settings.image)
-    repository, _, tag = settings.image.rpartition(":")
-    if "/" in tag or not repository:
-        repository, tag = settings.image, "latest"
-    login = ecr_login(repository) if _ECR.fullmatch(repository) else None
-    digest = ""
-    with engine.explained(f"{settings.image} cannot be pushed"):
-        for event in client.api.push(repository, tag, stream=True, decode=True, auth_config=login):
-            if said := event.get("error"):
-                raise EngineError(
-                    f"{settings.image} cannot be pushed: {' '.join(said.split())}",
-                    remedy=engine.remedy(said) or "check the repository in caldp-image-config",
-                )
-            digest = event.get("aux", {}).get("Digest", digest)
-            if "status" in event and "progressDetail" not in event:
-                tell(f"{event['id']}: {event['status']}" if "id" in event else event["status"])
-            elif event.get("status") in ("Pushed", "Layer already exists"):
-                tell(f"{event.get('id', '')}: {event['status']}")
+    with closing(engine.connect(settings.environment)) as client:
+        image_of(client, settings.image)
+        repository, tag = split(settings.image)
+        login = ecr_login(repository) if _ECR.fullmatch(repository) else None
+        digest = ""
+        with engine.explained(f"{settings.image} cannot be pushed"):
+            for event in client.api.push(repository, tag, stream=True, decode=True, auth_config=login):
+                if said := event.get("error"):
+                    raise EngineError(
+                        f"{settings.image} cannot be pushed: {' '.join(said.split())}",
+                        remedy=engine.remedy(said) or "check the repository in caldp-image-config",
+                    )
+                digest = event.get("aux", {}).get("Digest", digest)
+                if "status" in event and "progressDetail" not in event:
+                    tell(f"{event['id']}: {event['status']}" if "id" in event else event["status"])
+                elif event.get("status") in ("Pushed", "Layer already exists"):
+                    tell(f"{event.get('id', '')}: {event['status']}")
     return f"{repository}@{digest}" if digest else settings.image
+
+
+def split(name: str) -> tuple[str, str]:
+    """Split the name of an image.
+
+    Parameters
+    ----------
+    name : str
+        ``repository:tag``, or a repository alone.
+
+    Returns
+    -------
+    repository, tag : str
+        The tag is ``latest`` if there is none.
+    """
+    repository, colon, tag = name.rpartition(":")
+    return (repository, tag) if colon and "/" not in tag else (name, "latest")
 
 
 def image_of(client: docker.DockerClient, name: str) -> docker.models.images.Image:
@@ -282,10 +306,11 @@ def pin(client: docker.DockerClient, name: str, tell: Tell) -> str:
                     f"({' '.join(str(unreachable).split())[:200]})",
                     remedy="check the name and the network, or name one that is here (--base, CAL_BASE_IMAGE)",
                 ) from error
-        digests = [text.partition("@")[2] for text in image.attrs.get("RepoDigests") or ()]
+        known = [text.partition("@") for text in image.attrs.get("RepoDigests") or ()]
+        digests = [digest for repository, _, digest in known if repository == split(name)[0]]  # not of its other names
         found = f"{name}@{digests[0]}" if digests else name
-        known = digests[0] if digests else image.id
-        tell(f"{name}: its registry does not answer; the one that is here is taken, {known}")
+        found_here = digests[0] if digests else image.id
+        tell(f"{name}: its registry does not answer; the one that is here is taken, {found_here}")
         return found
     tell(f"{name} is {found.partition('@')[2]}")
     return found
@@ -310,7 +335,7 @@ def find_docker(environment: Mapping[str, str]) -> str:
         If there is none.
     """
     found = [
-        str(Path(folder) / "docker")
+        str(Path(folder).absolute() / "docker")
         for folder in dict.fromkeys(environment.get("PATH", os.defpath).split(os.pathsep))
         if folder and shutil.which("docker", path=folder)
     ]
@@ -393,15 +418,21 @@ def pip_settings(environment: Mapping[str, str]) -> dict[str, str]:
         Name -> value, those of the environment last.
     """
     found: dict[str, dict[str, str]] = {}
-    for line in _answer([sys.executable, "-m", "pip", "config", "list"], environment).splitlines():
-        match = re.fullmatch(r"(global|install|:env:)\.([a-z-]+)='(.*)'", line)
+    # However quiet somebody has told pip to be.
+    listed = _answer([sys.executable, "-m", "pip", "-vvv", "config", "list"], environment)
+    for line in listed.splitlines():
+        match = re.fullmatch(r"(global|install|:env:)\.([a-z-]+)=(['\"].*)", line)
         if match:
-            found.setdefault(match[1], {})[match[2]] = match[3].replace("\\n", " ")
+            found.setdefault(match[1], {})[match[2]] = ast.literal_eval(match[3])
+    if not listed:  # a Python without pip
+        variables = {name: environment.get(f"PIP_{name.upper().replace('-', '_')}", "") for name in (*_PIP, "cert")}
+        found[":env:"] = {name: value for name, value in variables.items() if value}
     merged = {**found.get("global", {}), **found.get("install", {}), **found.get(":env:", {})}
-    usable = {name: " ".join(t for t in merged[name].split() if _travels(t)) for name in _PIP if name in merged}
+    usable = {name: " ".join(t for t in merged[name].split() if _travels(name, t)) for name in _PIP if name in merged}
     usable["cert"] = merged.get("cert", "")
     return {name: value for name, value in usable.items() if value}
 
 
-def _travels(value: str) -> bool:
-    return not value.startswith(("/", "file:", "~", "."))
+def _travels(name: str, value: str) -> bool:
+    """Whether a setting means the same in a build: places must be on the network."""
+    return name not in _PLACES or ("://" in value and not value.startswith("file:"))

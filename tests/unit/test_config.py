@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from caldp import config
-from caldp.config import Config, load
+from caldp.config import Config, ImageConfig, load, load_image
 from caldp.errors import UsageError
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -459,3 +459,138 @@ def test_what_is_exported_is_part_of_the_settings() -> None:
     assert (plain.exported, told.exported) == ({}, {"MVM_INCLUDE_SMALL": "off", "jref": "/refs/"})
     assert plain.sha256 != told.sha256
     assert told.to_json()["exported"] == told.exported
+
+
+def test_the_name_of_a_run() -> None:
+    assert onsite(CALDP_RUN="0123456789ab").run == "0123456789ab"
+    assert onsite().run == ""
+
+
+@pytest.mark.parametrize("name", ["", "0123456789AB", "0123456789a", "0123456789abc", "../456789abc", "0123456789ab\n"])
+def test_what_is_no_name_of_a_run(name: str) -> None:
+    assert onsite(CALDP_RUN=name).run == ""
+
+
+# ---- the image
+
+#: What caldp-image-config exports when the caller has exported nothing.
+IMAGE = {
+    "CALDP_IMAGE_REPO": "caldp",
+    "CALDP_IMAGE_TAG": "latest",
+    "CALDP_DOCKER_IMAGE": "caldp:latest",
+    "CAL_BASE_IMAGE": "python:3.11-slim-bookworm",
+    "CALDP_HSTCAL": "stable",
+    "CALDP_CONDA_IMAGE": "condaforge/miniforge3",
+    "CALDP_DOCKER_NETWORK": "",
+}
+
+
+def test_the_script_of_the_image() -> None:
+    subprocess.run(["bash", "-n", str(SCRIPTS / "caldp-image-config")], check=True)
+    assert source("caldp-image-config", BARE, flags="-eu -o pipefail") == BARE | IMAGE
+    mine = {name: f"mine-{name}" for name in IMAGE}
+    assert source("caldp-image-config", BARE | mine) == BARE | mine
+
+
+def test_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = load_image(BARE)
+    wanted = ("caldp:latest", "python:3.11-slim-bookworm", "condaforge/miniforge3", "stable", "")
+    assert (loaded.image, loaded.base, loaded.conda, loaded.hstcal, loaded.network) == wanted
+    assert loaded.home == tmp_path
+    assert loaded.environment.items() >= (BARE | IMAGE).items()
+
+
+@pytest.mark.parametrize(
+    ("exported", "changed"),
+    [
+        ({"CALDP_IMAGE_REPO": "r.example.org/caldp"}, {"image": "r.example.org/caldp:latest"}),
+        ({"CALDP_IMAGE_TAG": "1"}, {"image": "caldp:1"}),
+        ({"CALDP_IMAGE_REPO": "x", "CALDP_IMAGE_TAG": "y"}, {"image": "x:y"}),
+        ({"CALDP_IMAGE_REPO": "x", "CALDP_DOCKER_IMAGE": "mine:2"}, {"image": "mine:2"}),
+        ({"CAL_BASE_IMAGE": "debian:13"}, {"base": "debian:13"}),
+        ({"CALDP_CONDA_IMAGE": "mine/conda"}, {"conda": "mine/conda"}),
+        ({"CALDP_HSTCAL": "none"}, {"hstcal": "none"}),
+        ({"CALDP_DOCKER_NETWORK": "host"}, {"network": "host"}),
+        ({"CALDP_IMAGE_TAG": "", "CALDP_HSTCAL": "", "CAL_BASE_IMAGE": ""}, {}),
+        ({"CALDP_HOME": "/scratch"}, {"home": Path("/scratch")}),
+        ({"CALDP_HOME": "~/scratch", "HOME": "/somewhere"}, {"home": Path("~/scratch").expanduser()}),
+        ({"CALDP_HOME": "scratch"}, {"home": Path("scratch").absolute()}),
+        ({"CALDP_HOME": ""}, {}),
+        ({"CALDP_HOME": "none"}, {}),
+    ],
+)
+def test_what_the_caller_exported_wins_over_the_script_of_the_image(
+    exported: dict[str, str], changed: dict[str, Any]
+) -> None:
+    assert load_image(BARE | exported) == replace(load_image(BARE), **changed)
+
+
+def test_the_environment_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (BARE | {"CALDP_IMAGE_TAG": "mine"}).items():
+        monkeypatch.setenv(name, value)
+    assert load_image().image == "caldp:mine"
+
+
+def test_a_home_of_nobody() -> None:
+    with pytest.raises(UsageError, match="CALDP_HOME"):
+        load_image(BARE | {"CALDP_HOME": "~no-such-user/x"})
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Any:
+    """Return what is loaded with another script of the image first on PATH."""
+
+    def load_edited(text: str, **environ: str) -> ImageConfig:
+        (tmp_path / "caldp-image-config").write_text(text)
+        return load_image({**BARE, **environ, "PATH": f"{tmp_path}{os.pathsep}{BARE['PATH']}"})
+
+    return load_edited
+
+
+def test_an_edited_script_of_the_image(edited: Any) -> None:
+    script = (SCRIPTS / "caldp-image-config").read_text()
+    loaded = edited(script.replace(":=caldp}", ":=123456789012.dkr.ecr.eu-west-1.amazonaws.com/caldp}"))
+    assert loaded.image == "123456789012.dkr.ecr.eu-west-1.amazonaws.com/caldp:latest"
+    loaded = edited(f"{script}\nexport CALDP_HOME=/scratch DOCKER_HOST=unix:///mine.sock\n")
+    assert (loaded.home, loaded.environment["DOCKER_HOST"]) == (Path("/scratch"), "unix:///mine.sock")
+
+
+@pytest.mark.parametrize("name", ["CALDP_DOCKER_IMAGE", "CAL_BASE_IMAGE", "CALDP_CONDA_IMAGE", "CALDP_HSTCAL"])
+@pytest.mark.parametrize("taken", ["unset {}", "export {}="])
+def test_a_script_of_the_image_that_leaves_something_out(edited: Any, name: str, taken: str) -> None:
+    script = (SCRIPTS / "caldp-image-config").read_text()
+    with pytest.raises(UsageError) as caught:
+        edited(f"{script}\n{taken.format(name)}\n")
+    assert caught.value.message.endswith(f"caldp-image-config does not export {name}")
+    assert caught.value.remedy == "put back what you took out of it"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("return 3", "exit status 3"),
+        ("exit 0", "sourcing"),
+        ("if then", "`if then'"),
+        ('echo "it is $MAST_API_TOKEN"; return 1', "it is ***"),
+    ],
+)
+def test_a_broken_script_of_the_image(edited: Any, text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        edited(text, **SECRETS)
+    assert words in caught.value.message
+    assert "caldp-image-config failed (" in caught.value.message
+    assert not [value for value in SECRETS.values() if value in str(caught.value)]
+
+
+def test_no_script_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        load_image({**BARE, "PATH": os.defpath})
+    assert "'caldp-image-config'" in caught.value.message
+    assert "caldp-config-onsite" not in caught.value.remedy
+
+
+def test_the_settings_of_the_image_do_not_show_the_environment() -> None:
+    assert SECRETS["AWS_SECRET_ACCESS_KEY"] not in repr(load_image(BARE | SECRETS))
