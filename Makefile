@@ -10,12 +10,13 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow perf constraints lint clean
+.PHONY: help demo test test-slow test-engine perf constraints lint clean
 
 help:
 	@echo "make demo       calibrate a simulated Hubble exposure and look at the result"
 	@echo "make test       the default test suite, with coverage"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-engine the tests that need a Docker engine"
 	@echo "make perf       benchmarks: figures and ratios, nothing asserted"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove the virtual environments, the demo and caches"
@@ -57,10 +58,14 @@ demo: $(VENV)/.installed
 	@echo "For data of your own: . $(BIN)/activate, then caldp-process --help"
 
 test: $(VENV)/.installed-test $(MINISTACK)
-	$(PYTEST) -m "not slow" -n $(JOBS) --cov=caldp --cov-report=term --cov-fail-under=80
+	$(PYTEST) -m "not slow and not engine" -n $(JOBS) --cov=caldp --cov-report=term --cov-fail-under=80
 
 test-slow: $(VENV)/.installed-test $(MINISTACK)
 	$(PYTEST) -m slow -n $(JOBS)
+
+# With the Docker that is there; tests/start-engine starts one where there is none.
+test-engine: $(VENV)/.installed-test
+	$(PYTEST) -m engine -n $(JOBS)
 
 perf: $(VENV)/.installed-test $(MINISTACK)
 	$(BIN)/python tests/perf/overhead.py

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from caldp.config import ImageConfig
 from caldp.dataset import Dataset
 from caldp.errors import EXIT_CODES, UsageError, describe
 from caldp.process import Interrupts
+from caldp.reporter import Output
 from caldp.store import open_store, parse_uri
 
 #: Config of caldp-docker-run-pipeline.
@@ -92,8 +93,7 @@ def _refuse(command: str, error: BaseException) -> NoReturn:
 
 def _tell(line: str) -> None:
     """Print a line; that nobody reads it any more stops nothing."""
-    with contextlib.suppress(OSError):
-        click.echo(line)
+    Output(sys.stdout).line(line)
 
 
 @click.command(
@@ -232,7 +232,7 @@ def _run(
     """Run a command in a container, and exit with its status."""
     from caldp import container
 
-    interrupts, watched = Interrupts().install(), None
+    interrupts, watched, started = Interrupts().install(), None, threading.Event()
     try:
         settings = config.load_image()
         given = dict(_variable(text, settings) for text in variables)
@@ -250,7 +250,7 @@ def _run(
             variables=given,
             interactive=interactive and sys.stdin is not None,
         )
-        ended = container.run(ask, interrupts, *(_bytes(stream) for stream in (sys.stdout, sys.stderr)))
+        ended = container.run(ask, interrupts, _bytes(sys.stdout), _bytes(sys.stderr), started)
         interrupts.shield()
         if watched:
             watched.conclude(ended, memory)
@@ -258,9 +258,11 @@ def _run(
             click.echo(f"{name}: the memory limit was reached, and something was killed in the container", err=True)
     except BaseException as error:
         interrupts.shield()
-        if watched:
+        if watched and started.is_set():
             watched.abandon(describe(error, watched.dataset))
         _refuse(name, error)
+    for stream in (sys.stdout, sys.stderr):
+        Output(stream).flush()
     sys.exit(ended.exit_code)
 
 

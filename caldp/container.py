@@ -47,7 +47,7 @@ _CHUNK = 65_536
 
 #: Variables of the caller that mean the same in the container.
 _SETTINGS = re.compile(
-    r"(CRDS_[A-Z0-9_]*|CRDSBUCKET|CALDP_(PREVIEW_JOBS|ATTEMPT|OWNER_TIMEOUT|CRDS_CACHE_GB)|CSYS_VER|AWSDPVER|AWSYSVER"
+    r"(CRDS_[A-Z0-9_]*|CRDSBUCKET|CALDP_(PREVIEW_JOBS|ATTEMPT|OWNER_TIMEOUT|CRDS_CACHE_GB|MAST_[A-Z]+)|CSYS_VER|AWSDPVER|AWSYSVER"
     r"|MAST_API_TOKEN|AWS_[A-Z0-9_]*|(?i:https?_proxy|no_proxy|all_proxy)|NO_COLOR|FORCE_COLOR|TZ)"
 )
 
@@ -171,7 +171,7 @@ class Watched:
             _warn(f"{self.dataset}: its error state could not be written: {why}")
 
 
-def run(ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes]) -> Ended:
+def run(ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes], started: threading.Event) -> Ended:
     """Run a command in a container of its own, which is gone afterwards.
 
     Parameters
@@ -182,6 +182,8 @@ def run(ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes]) -> End
         Signals; they are handed on to the command, which ends as it would outside.
     out, err : binary file
         Where its output goes, as it comes.
+    started : Event
+        Set when the command may have begun.
 
     Returns
     -------
@@ -199,11 +201,13 @@ def run(ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes]) -> End
         client = stack.enter_context(closing(engine.connect(ask.environment)))
         image.image_of(client, ask.image)
         sweep(client)
-        stack.enter_context(engine.explained(f"{ask.image} cannot run {ask.command[0]}"))
+        host = ask.environment.get("DOCKER_HOST", "")
+        stack.enter_context(engine.explained(f"{ask.image} cannot run {ask.command[0]}", host))
         with interrupts.held():
             container = _create(client, ask, home, cache)
             stack.callback(_remove, container)
         interrupts.check()
+        started.set()
         return _attend(container, ask, interrupts, out, err)
 
 

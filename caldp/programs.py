@@ -293,13 +293,27 @@ def _high_water(pid: int | str) -> int:
 
 def _oom_kills() -> int:
     """Count processes of this control group that the kernel killed for memory (cgroup v2, then v1)."""
-    for name, key in (
-        ("/sys/fs/cgroup/memory.events", "oom_kill"),
-        ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill"),
-    ):
+    for name in _memory_events():
         with contextlib.suppress(OSError, ValueError):
-            for line in Path(name).read_text().splitlines():
+            for line in name.read_text().splitlines():
                 field, _, value = line.partition(" ")
-                if field == key:
+                if field == "oom_kill":
                     return int(value)
     return 0
+
+
+def _memory_events(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """Return where the kernel may count: for our own control group, or for its root, which ours is in a container."""
+    own = {"": "", "memory": ""}
+    with contextlib.suppress(OSError):
+        for line in groups.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for controller in controllers.split(","):
+                if controller in own:
+                    own[controller] = path.strip("/")
+    return [
+        root / own[""] / "memory.events",
+        root / "memory.events",
+        root / "memory" / own["memory"] / "memory.oom_control",
+        root / "memory" / "memory.oom_control",
+    ]

@@ -14,7 +14,7 @@ from typing import Any
 #: Variables of the developer that would change what a command does.
 _IGNORED = re.compile(
     r"(DOCKER|BUILDKIT|CALDP|CAL_|CRDS|AWS|PIP|MAST|CSYS|XDG)\w*|\w*(CERT_FILE|CA_BUNDLE)|\w*_proxy|[a-z]ref|TERM"
-    r"|OMP_NUM_THREADS|GITHUB_TOKEN",
+    r"|OMP_NUM_THREADS|GITHUB_TOKEN|PYTHONUNBUFFERED",
     re.IGNORECASE,
 )
 

@@ -179,8 +179,8 @@ class FakeEngine:
         Its security options.
     play : Play
         What the commands of containers do.
-    on_make : callable
-        Called with a container that was made, before whoever asked for it hears of it.
+    on_make, on_start : callable
+        Called with a container that was made, or that is to start, before whoever asked for it hears of it.
     requests : list of str
         Method, path and query of all requests, without the version of the API.
     logins : list of dict
@@ -202,6 +202,7 @@ class FakeEngine:
     security: list[str] = field(default_factory=lambda: ["name=seccomp,profile=default"])
     play: Play = field(default_factory=Play)
     on_make: Callable[[FakeContainer], object] = lambda _: None
+    on_start: Callable[[FakeContainer], object] = lambda _: None
     requests: list[str] = field(default_factory=list)
     logins: list[dict[str, Any]] = field(default_factory=list)
     containers: dict[str, FakeContainer] = field(default_factory=dict)
@@ -433,6 +434,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def start(self, name: str) -> None:
         if container := self.container(name):
+            self.engine.on_start(container)
             container.status = "running"
             threading.Thread(target=container.live, args=(self.engine.play,), daemon=True).start()
             self.send(204)

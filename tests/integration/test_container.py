@@ -28,7 +28,7 @@ from tests.fakes.s3 import S3Server
 from tests.integration.test_s3_association import assert_same_product
 from tests.s3 import s3_client, s3_environment
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.engine
 
 ACQ = "ldfd01vlq"
 TAG = "ldfd01vnq"

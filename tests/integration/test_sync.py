@@ -254,6 +254,7 @@ def child() -> Iterator[Callable[[S3Place, Path], multiprocessing.process.BasePr
 Child = Callable[[S3Place, Path], "multiprocessing.process.BaseProcess"]
 
 
+@pytest.mark.slow
 @BOTH
 def test_killed_at_any_moment(s3_place: S3Place, batch: S3Store, home: Path, child: Child) -> None:
     wanted = names(4)
@@ -289,6 +290,7 @@ def test_killed_at_any_moment(s3_place: S3Place, batch: S3Store, home: Path, chi
     assert list((place / "data").rglob(".*")) == []
 
 
+@pytest.mark.slow
 @emulated("moto")
 def test_killed_at_each_write_to_the_bucket(s3_place: S3Place, home: Path, child: Child) -> None:
     batch = open_batch(s3_place)

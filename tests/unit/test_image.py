@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sysconfig
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ import boto3
 import docker
 import pytest
 from moto import mock_aws
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import caldp
 from caldp import engine, image
@@ -833,8 +836,10 @@ def test_the_command_that_pushes(settings: ImageConfig, fake: FakeEngine, tmp_pa
     )
 
 
-def test_nobody_reads_what_the_push_says(settings: ImageConfig, fake: FakeEngine, tmp_path: Path) -> None:
-    fake.pushed = [{"status": f"line {number}"} for number in range(5000)]
+@pytest.mark.parametrize("lines", [1, 5000])
+def test_nobody_reads_what_the_push_says(settings: ImageConfig, fake: FakeEngine, tmp_path: Path, lines: int) -> None:
+    # defect: when Python ends, it cannot write what its buffer still holds, and makes that the status (120)
+    fake.pushed = [{"status": f"line {number}"} for number in range(lines)]
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
@@ -842,8 +847,7 @@ def test_nobody_reads_what_the_push_says(settings: ImageConfig, fake: FakeEngine
         done = subprocess.run(
             [str(program)], cwd=tmp_path, env=settings.environment, stdout=closed, stderr=subprocess.PIPE, text=True
         )
-    assert "Traceback" not in done.stderr
-    assert "not running" not in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ---- Amazon ECR
@@ -873,6 +877,8 @@ def test_names_of_amazons_registries(name: str, account: str, region: str) -> No
         "123456789012.dkr.ecr.eu-west-1.amazonaws.com.example.org/x",
         "evil.example.org/123456789012.dkr.ecr.eu-west-1.amazonaws.com/x",
         "123456789012.dkr.ecr.eu-west-1xamazonaws.com/x",
+        "123456789012.dkr.ecr.eu-west-1.amazonawsxcom/x",
+        "123456789012.dkr.ecr.eu-west-1.amazonawsxcom/x",
         "x123456789012.dkr.ecr.eu-west-1.amazonaws.com/x",
         "123456789012.dkr.ecr.evil.example.org#.amazonaws.com/x",
         "public.ecr.aws/x/y",
@@ -987,3 +993,18 @@ def test_a_push_elsewhere_needs_no_amazon(settings: ImageConfig, fake: FakeEngin
     fake.pushed = PUSHED
     image.push(settings, told.append)
     assert fake.logins == [{}]
+
+
+# ---- what it is made of
+
+
+def test_every_package_of_the_image_is_pinned() -> None:
+    root = Path(__file__).parents[2]
+    pinned = [Requirement(line) for line in (root / "container" / "constraints.txt").read_text().splitlines()[1:]]
+    versions = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in pinned}
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    tools = (line.partition("#")[0] for line in (root / "container" / "requirements.txt").read_text().splitlines())
+    wanted = [Requirement(text) for text in (*project["dependencies"], *filter(str.strip, tools))]
+    assert len(wanted) > 20
+    for one in wanted:
+        assert one.specifier.contains(versions.get(canonicalize_name(one.name), "0")), f"make constraints: {one}"

@@ -312,3 +312,26 @@ def test_find(tmp_path: Path) -> None:
     assert programs.find("calcos", str(tmp_path)) != str(program)  # not executable
     program.chmod(0o755)
     assert programs.find("calcos", str(tmp_path)) == str(program)
+
+
+@pytest.mark.parametrize(
+    ("groups", "first", "third"),
+    [
+        ("0::/slurm/job_7\n", "slurm/job_7/memory.events", "memory/memory.oom_control"),
+        (
+            "9:cpu:/x\n4:hugetlb,memory:/slurm/job_7\n0::/y\n",
+            "y/memory.events",
+            "memory/slurm/job_7/memory.oom_control",
+        ),
+        ("0::/\n", "memory.events", "memory/memory.oom_control"),
+        (None, "memory.events", "memory/memory.oom_control"),
+    ],
+)
+def test_kills_are_counted_in_ones_own_control_group(
+    tmp_path: Path, groups: str | None, first: str, third: str
+) -> None:
+    if groups is not None:
+        (tmp_path / "cgroup").write_text(groups)
+    listed = programs._memory_events(tmp_path / "cgroup", Path("/r"))
+    assert (listed[0], listed[2]) == (Path("/r") / first, Path("/r") / third)
+    assert {listed[1], listed[3]} == {Path("/r/memory.events"), Path("/r/memory/memory.oom_control")}
