@@ -624,8 +624,15 @@ def test_an_engine_that_fails_meanwhile_leaves_no_run_behind(tmp_path: Path, ans
     assert status.state == "error"
 
 
+def test_a_pipeline_reads_nothing(tmp_path: Path) -> None:
+    with serving(images={"caldp:latest": {}}) as fake:
+        done = typed("caldp-docker-run-pipeline", DATASET, cwd=tmp_path, env=user(tmp_path, fake.host), input="typed")
+    assert done.returncode == 0
+    assert fake.made[0].asked["OpenStdin"] is False
+    assert [request for request in fake.requests if "/attach?" in request and "stdin=0" in request]
+
+
 def test_a_run_that_never_began_is_not_looked_for(tmp_path: Path) -> None:
-    # defect: without an engine, S3 is asked for a state that nobody has written, and if it cannot be, that is said too
     env = user(tmp_path, "unix:///nonexistent.sock", AWS_ENDPOINT_URL="http://127.0.0.1:1")
     done = typed("caldp-docker-run-pipeline", DATASET, "astroquery:", "s3://bucket/batch", cwd=tmp_path, env=env)
     assert "there is no Docker engine" in one_line(done, 125)

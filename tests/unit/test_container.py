@@ -91,7 +91,7 @@ PLACES = [
     "file:a~",
     "astroquery:",
     "astroquery:inputs",
-    "astroquery:s3://bucket/../../list",
+    "astroquery:s3://bucket/../../../list",
     "s3://bucket",
     "s3://bucket/../x",
     "my.fits",
@@ -179,6 +179,7 @@ GIVEN = {
     "CALDP_ATTEMPT": "3",
     "CALDP_OWNER_TIMEOUT": "60",
     "CALDP_CRDS_CACHE_GB": "10",
+    "CALDP_MAST_URL": "https://mast.example.org",
     "CSYS_VER": "caldp_1",
     "AWSDPVER": "1",
     "AWSYSVER": "2",
@@ -553,6 +554,7 @@ def test_only_what_nobody_waits_for_is_swept(client: docker.DockerClient, fake: 
     fake.make({"Image": "caldp:latest", "Labels": {"other": gone}}, "not-ours", "exited")
     container.sweep(client)
     assert {c.name for c in fake.containers.values()} == {"waited-for", "elsewhere", "running", "not-ours"}
+    assert all(LABEL in request for request in fake.requests if "/containers/json" in request)
 
 
 def test_what_was_never_started_is_swept(client: docker.DockerClient, fake: FakeEngine, dead: int) -> None:
