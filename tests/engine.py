@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,3 +82,18 @@ def image(engine: Any, shelf: Shelf, environment: dict[str, str]) -> Image:
                 (folder / "build.log").write_text(done.stdout)
         name = f"{REPO}:test"
     return Image(name, {**env, "CALDP_DOCKER_IMAGE": name})
+
+
+@pytest.fixture
+def unix_sockets_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test reach the sockets of this machine, and nothing else.
+
+    A unit test that uses the fake engine overrides ``no_network`` with this.
+    """
+    connect = socket.socket.connect
+
+    def to_here(self: socket.socket, address: Any) -> None:
+        assert self.family == socket.AF_UNIX, f"a unit test connects to {address}"
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", to_here)
