@@ -18,7 +18,7 @@ from caldp.config import DEFAULT_CONFIG
 from caldp.errors import EXIT_CODES, CaldpError, UsageError, describe
 from caldp.messages import Claim
 from caldp.process import EXISTING, Interrupts, Request, concluded, plan, process, survey
-from caldp.reporter import open_reporter
+from caldp.reporter import Output, open_reporter
 
 #: Config of caldp-process-aws.
 AWS_CONFIG = "caldp-config-aws"
@@ -187,10 +187,10 @@ def _fail(command: str, error: Exception) -> NoReturn:
     sys.exit(2)
 
 
-def _refuse(command: str, error: Exception, what: str = "the batch") -> NoReturn:
+def refuse(command: str, error: BaseException, what: str = "the batch") -> NoReturn:
     """Say why a command cannot be carried out, in one line, and exit with its status."""
     failure = describe(error, what)
-    click.echo(f"caldp {command}: {failure}", err=True)
+    Output(sys.stderr).line(f"{command}: {failure}")
     sys.exit(failure.code)
 
 
@@ -328,7 +328,7 @@ def references_sync_command(
                 progress=progress,
             )
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes one line
-        _refuse("references sync", error, context)
+        refuse("caldp references sync", error, context)
     click.echo(json.dumps(synced.to_json(), indent=1) if as_json else str(synced))
 
 
@@ -348,7 +348,7 @@ def references_current_command(store_uri: str, context: str, why: str, as_json: 
             crds_pointer.move(store, context, why)
         pointer = crds_pointer.current(store)
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes one line
-        _refuse("references current", error, store_uri)
+        refuse("caldp references current", error, store_uri)
     click.echo(json.dumps(pointer, indent=1) if as_json else crds_pointer.as_text(pointer))
 
 
@@ -409,7 +409,7 @@ def status_command(place: str, dataset: str, as_json: bool, owner_timeout: float
         store = batch.open_batch(place)
         found = batch.look(store, dataset, owner_timeout) if dataset else batch.survey(store, owner_timeout, limit)
     except (CaldpError, OSError) as error:
-        _refuse("status", error)
+        refuse("caldp status", error)
     if isinstance(found, batch.Survey):
         text = batch_text.survey_json(found) if as_json else batch_text.survey_text(found, _width())
     elif as_json:
@@ -453,7 +453,7 @@ def messages_repair_command(place: str, datasets: tuple[str, ...], dry_run: bool
             for change in () if as_json else changes:
                 click.echo(str(change))
     except (CaldpError, OSError) as error:
-        _refuse("messages repair", error)
+        refuse("caldp messages repair", error)
     click.echo(told.to_json(store) if as_json else str(told))
     sys.exit(told.exit_status)
 
@@ -501,7 +501,7 @@ def sync_command(
         source, local = sync.open_places(place, directory)
         ask = sync.Ask(sync.datasets(names), again=again, jobs=jobs, follow=follow, interval=interval)
     except (CaldpError, OSError) as error:
-        _refuse("sync", error)
+        refuse("caldp sync", error)
     watch = sync_watch.open_watch(json=as_json, quiet=quiet, stdout=sys.stdout, stderr=sys.stderr)
     interrupts = Interrupts().install()
     summary = sync.sync(source, local, ask, watch, interrupts.shield)
@@ -538,7 +538,7 @@ def archived_command(place: str, names: tuple[str, ...], quiet: bool) -> None:
             elif not quiet:
                 click.echo(f"{name}: archived" if changed else f"{name}: archived before")
     except (CaldpError, OSError) as error:
-        _refuse("archived", error)
+        refuse("caldp archived", error)
     sys.exit(code)
 
 

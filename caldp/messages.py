@@ -33,6 +33,9 @@ STATES: dict[str, tuple[int, str]] = {
 #: Entries of history kept in a status.
 HISTORY = 50
 
+#: Fields of a status that only campaigns write.
+_CAMPAIGN = ("shard", "rung", "time_limit", "cause", "spent", "fingerprint")
+
 
 @dataclass(frozen=True)
 class Status:
@@ -64,6 +67,16 @@ class Status:
         When the run last said that it is alive, by the clock of the store; empty where a lock says so.
     message : str
         What the message in ``messages/`` says; empty but for datasets that were handed on.
+    shard : str
+        In a campaign: the shard that the attempt is part of.
+    rung, time_limit : str, int
+        In a campaign: step of the memory ladder, and seconds, that the attempt is given.
+    cause : str
+        In a campaign: class of the failure (``campaign.failures``) that ended the attempt, or that led to it.
+    spent : dict
+        In a campaign: retries that earlier failures have cost, by budget.
+    fingerprint : str
+        In a campaign: what makes the failure that led to the attempt recognizable.
     history : tuple of dict
         Earlier states, oldest first.
     """
@@ -80,6 +93,12 @@ class Status:
     job: str = ""
     beat: str = ""
     message: str = ""
+    shard: str = ""
+    rung: str = ""
+    time_limit: int = 0
+    cause: str = ""
+    spent: dict[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
     history: tuple[dict[str, Any], ...] = field(default=())
 
     @property
@@ -100,6 +119,15 @@ class Status:
     def failed(self, error: CaldpError) -> Status:
         """Return the error state that follows this one."""
         return replace(self, state="error", reason=str(error), exit_code=error.code, at="", by="", beat="")
+
+    def following(self, earlier: Status | None) -> Status:
+        """Return this one with what a campaign knows of the dataset.
+
+        Who runs a job, downloads or archives knows nothing of campaigns; a campaign always names a rung.
+        """
+        if earlier is None or self.rung:
+            return self
+        return replace(self, **{name: getattr(earlier, name) for name in _CAMPAIGN})
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -293,10 +321,11 @@ def advance(store: Store, status: Status, seen: tuple[Status | None, str] | None
                 project(store, current)  # its writer may have died before it could
             return current, False
         said = current.message if current else ""
+        status = status.following(current)
         if status.state == "archived" and current is not None and current.attempt == status.attempt:
             status = replace(status, message=status.message or said)
         left_out = ("history", "dataset", "rank", "message", "beat")
-        entry = {k: v for k, v in status.to_json().items() if k not in left_out}
+        entry = {k: v for k, v in status.to_json().items() if k not in left_out and (v or k not in _CAMPAIGN)}
         # A new attempt takes messages away; what they say must not be lost.
         bodies = {STATES[current.state][1]: said} if current and said not in ("", status.message) else {}
         if bodies := {**bodies, **{folder: body for folder, body in _handed_on(store, status).items() if body}}:

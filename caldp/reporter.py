@@ -757,7 +757,7 @@ class Output:
             yield
         except (OSError, ValueError) as error:  # ValueError: the file object itself was closed
             stream, self._stream = self._stream, None
-            if isinstance(error, BrokenPipeError) and stream is not None:
+            if isinstance(error, OSError) and stream is not None:
                 # Python flushes standard output once more at exit; if that fails it exits with 120.
                 with contextlib.suppress(OSError, ValueError):
                     null = os.open(os.devnull, os.O_WRONLY)

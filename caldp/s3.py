@@ -156,10 +156,9 @@ def client(aws: Mapping[str, str], *, anonymous: bool = False, **options: Any) -
     return made
 
 
-def _client(aws: Mapping[str, str], anonymous: bool, options: dict[str, Any]) -> Any:  # noqa: ANN401 - see client
+def session_of(aws: Mapping[str, str]) -> Any:  # noqa: ANN401 - see client
+    """Make a session, with the profile and credentials of AWS_* variables that count instead of the environment's."""
     import botocore.session
-    from botocore import UNSIGNED
-    from botocore.config import Config
 
     # Of itself botocore does not know AWS_REGION.
     session = botocore.session.get_session({"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)})
@@ -170,6 +169,14 @@ def _client(aws: Mapping[str, str], anonymous: bool, options: dict[str, Any]) ->
     if "AWS_ACCESS_KEY_ID" in aws and "AWS_SECRET_ACCESS_KEY" in aws:
         token = aws.get("AWS_SESSION_TOKEN") or None
         session.set_credentials(aws["AWS_ACCESS_KEY_ID"], aws["AWS_SECRET_ACCESS_KEY"], token)
+    return session
+
+
+def _client(aws: Mapping[str, str], anonymous: bool, options: dict[str, Any]) -> Any:  # noqa: ANN401 - see client
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    session = session_of(aws)
     tries = TRIES if "retries" in options else _tries(aws, session)
     # Not the standard mode: its quota gives up on all requests when a burst of them has met a busy server.
     ours: dict[str, Any] = {

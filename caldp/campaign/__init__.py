@@ -1,0 +1,1 @@
+"""Campaigns: from a list of datasets to calibrated products, on one machine or on AWS Batch."""

@@ -1,0 +1,280 @@
+"""The figures that a campaign goes by: the memory ladder, time limits, budgets of retries, first estimates, prices."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from caldp.errors import UsageError
+
+_MINUTE, _HOUR = 60, 3600
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the memory ladder.
+
+    Attributes
+    ----------
+    name : str
+        For example ``2g``: the memory of the host, of which 128 MiB per GB are left to it.
+    memory : int
+        What the job is given, MiB.
+    vcpus : int
+        Processors that it is given.
+    """
+
+    name: str
+    memory: int
+    vcpus: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How often failures of one kind are tried again.
+
+    Attributes
+    ----------
+    retries : int
+        For each dataset.
+    delays : tuple of int
+        Seconds to wait before the first, second, ... retry; the last one counts for all that follow.
+    """
+
+    retries: int
+    delays: tuple[int, ...] = (0,)
+
+    def delay(self, spent: int) -> int:
+        """Return the seconds to wait when ``spent`` retries have been used up."""
+        return self.delays[min(spent, len(self.delays) - 1)]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What datasets of one kind need, as far as no observations say more.
+
+    Attributes
+    ----------
+    memory_p95 : float
+        Memory that 95 of 100 stay below, GiB; 0 when nobody knows.
+    time_p99 : int
+        Time that 99 of 100 stay below, seconds; 0 when nobody knows.
+    rung : str
+        First step of the ladder, where nobody knows the memory.
+    time_limit : int
+        Seconds.
+    """
+
+    memory_p95: float
+    time_p99: int
+    rung: str
+    time_limit: int
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What computing costs, in US dollars."""
+
+    vcpu_hour: float = 0.0285
+    gb_hour: float = 0.005
+
+
+def _frozen(mapping: Mapping[str, Any]) -> Callable[[], Mapping[str, Any]]:
+    return lambda: MappingProxyType(dict(mapping))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of them.
+
+    Attributes
+    ----------
+    rungs : tuple of Rung
+        The memory ladder, from below.
+    time_limits : tuple of int
+        The limits that jobs are given, seconds, in rising order.
+    estimates : mapping
+        First estimates, by instrument; those of mosaics by ``svm`` and ``mvm``.
+    budgets : mapping
+        By what they are for: ``transient`` (and hosts that fail), ``oom``, ``timeout``, ``unknown``.
+    attempts : int
+        Of one dataset, whatever they are for.
+    shard_size : int
+        Datasets that are submitted with one request.
+    canary : float
+        Share of a list that goes first; the rest follows when most of them end well.
+    canary_least : int
+        Datasets that go first at least.
+    canary_failures : float
+        Share of failures that no retry can help, among those that went first, from which on the rest does not follow.
+    submit_rate : float
+        Requests to AWS Batch per second.
+    prices : Prices
+    """
+
+    rungs: tuple[Rung, ...] = (
+        Rung("2g", 1792, 1),
+        Rung("8g", 7168, 2),
+        Rung("16g", 14336, 2),
+        Rung("64g", 57344, 8),
+    )
+    time_limits: tuple[int, ...] = (20 * _MINUTE, *(hours * _HOUR for hours in (1, 2, 6, 12, 24, 48, 72)))
+    estimates: Mapping[str, Estimate] = field(
+        # Of the first reprocessing, in 2020; see the operators' playbook.
+        default_factory=_frozen(
+            {
+                "wfc3": Estimate(0.83, 6444, "2g", 6 * _HOUR),
+                "acs": Estimate(1.08, 22788, "2g", 24 * _HOUR),
+                "cos": Estimate(0.83, 1116, "2g", _HOUR),
+                "stis": Estimate(0.64, 864, "2g", _HOUR),
+                "svm": Estimate(0, 0, "8g", 24 * _HOUR),
+                "mvm": Estimate(0, 0, "16g", 72 * _HOUR),
+            }
+        )
+    )
+    budgets: Mapping[str, Budget] = field(
+        default_factory=_frozen(
+            {
+                "transient": Budget(4, (_MINUTE, 5 * _MINUTE, 15 * _MINUTE, _HOUR)),
+                "oom": Budget(3),
+                "timeout": Budget(2),
+                "unknown": Budget(1, (5 * _MINUTE,)),
+            }
+        )
+    )
+    attempts: int = 8
+    shard_size: int = 1000
+    canary: float = 0.01
+    canary_least: int = 20
+    canary_failures: float = 0.2
+    submit_rate: float = 25.0
+    prices: Prices = field(default_factory=Prices)
+
+    def rung(self, name: str) -> Rung:
+        """Return a step of the ladder by name; UsageError when there is none."""
+        for rung in self.rungs:
+            if name.lower() in (rung.name, rung.name.removesuffix("g")):
+                return rung
+        names = ", ".join(rung.name for rung in self.rungs)
+        raise UsageError(f"{name!r} is no memory rung", remedy=f"the ladder has {names}")
+
+    def above(self, name: str) -> Rung | None:
+        """Return the step above one, or None when it is the highest."""
+        place = self.rungs.index(self.rung(name)) + 1
+        return self.rungs[place] if place < len(self.rungs) else None
+
+    def holding(self, memory: float) -> Rung | None:
+        """Return the lowest step with so much memory (MiB), or None when none has."""
+        return next((rung for rung in self.rungs if rung.memory >= memory), None)
+
+    def time_limit(self, seconds: float) -> int:
+        """Return the lowest limit that is not below ``seconds``, or the highest there is."""
+        return next((limit for limit in self.time_limits if limit >= seconds), self.time_limits[-1])
+
+    def longer(self, seconds: int) -> int:
+        """Return the limit after a job was stopped at ``seconds``: the next but one, as far as there is one."""
+        above = [limit for limit in self.time_limits if limit > seconds]
+        return above[1] if len(above) > 1 else self.time_limits[-1]
+
+
+DEFAULT = Settings()
+
+
+def load(path: Path | None) -> Settings:
+    """Read settings.
+
+    Parameters
+    ----------
+    path : Path or None
+        A TOML file, with the names of ``Settings`` as keys; what it does not name is as by default.
+
+    Returns
+    -------
+    Settings
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, or makes no sense.
+    """
+    if path is None:
+        return DEFAULT
+    try:
+        with path.open("rb") as stream:
+            return from_json(tomllib.load(stream))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})", remedy="check the settings") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML ({error})", remedy="check the settings") from error
+    except (UsageError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: {error}", remedy="check the settings") from error
+
+
+def from_json(record: Mapping[str, Any]) -> Settings:
+    """Make settings of plain values, as TOML and JSON have them; ValueError, TypeError when they make no sense."""
+    unknown = set(record) - {f.name for f in fields(Settings)}
+    if unknown:
+        raise ValueError(f"there is no setting {sorted(unknown)[0]!r}")
+    given = dict(record)
+    if "rungs" in given:
+        given["rungs"] = tuple(Rung(**rung) for rung in given["rungs"])
+    if "time_limits" in given:
+        given["time_limits"] = tuple(given["time_limits"])
+    ladder = given.get("rungs", DEFAULT.rungs)
+    names = {rung.name for rung in ladder}
+    # On another ladder the first estimates begin at its foot.
+    estimates = {
+        k: e if e.rung in names or not ladder else replace(e, rung=ladder[0].name) for k, e in DEFAULT.estimates.items()
+    }
+    estimates |= {kind: Estimate(**values) for kind, values in given.get("estimates", {}).items()}
+    given["estimates"] = MappingProxyType(estimates)
+    if "budgets" in given:
+        budgets = {
+            name: Budget(values["retries"], tuple(values.get("delays", DEFAULT.budgets[name].delays)))
+            for name, values in given["budgets"].items()
+            if name in DEFAULT.budgets or _no_budget(name)
+        }
+        given["budgets"] = MappingProxyType({**DEFAULT.budgets, **budgets})
+    if "prices" in given:
+        given["prices"] = Prices(**given["prices"])
+    return checked(replace(DEFAULT, **given))
+
+
+def _no_budget(name: str) -> bool:
+    raise ValueError(f"there is no budget {name!r}")
+
+
+def checked(settings: Settings) -> Settings:
+    """Return settings that make sense, else raise ValueError."""
+    sizes = [rung.memory for rung in settings.rungs]
+    limits = list(settings.time_limits)
+    names = {rung.name for rung in settings.rungs}
+    complaints = {
+        "rungs: give at least one, each with more memory than the one before": not sizes
+        or sizes != sorted(set(sizes))
+        or sizes[0] <= 0
+        or len(names) < len(sizes),
+        "rungs: vcpus are positive": any(rung.vcpus <= 0 for rung in settings.rungs),
+        "time_limits: give at least one, in rising order, none below 1 s": not limits
+        or limits != sorted(set(limits))
+        or limits[0] < 1,
+        "estimates: rungs are those of the ladder": any(e.rung not in names for e in settings.estimates.values()),
+        "budgets: retries and delays are not negative, and each has a delay": any(
+            b.retries < 0 or not b.delays or min(b.delays) < 0 for b in settings.budgets.values()
+        ),
+        "attempts is 1 or more": settings.attempts < 1,
+        "shard_size is 1 to 10000": not 1 <= settings.shard_size <= 10000,
+        "canary and canary_failures are shares from 0 to 1": not (
+            0 <= settings.canary <= 1 and 0 <= settings.canary_failures <= 1
+        ),
+        "submit_rate is above 0": not (settings.submit_rate > 0 and math.isfinite(settings.submit_rate)),
+    }
+    for complaint, wrong in complaints.items():
+        if wrong:
+            raise ValueError(complaint)
+    return settings
