@@ -74,6 +74,7 @@ LABEL org.opencontainers.image.title="caldp" \
       org.opencontainers.image.licenses="BSD-3-Clause"
 USER developer
 WORKDIR /home/developer
-# As process 1 it hands signals on, and buries processes whose parents have died.
-ENTRYPOINT ["/opt/caldp/bin/dumb-init", "--single-child", "--"]
+# As process 1 it hands signals on, and buries processes whose parents have died. It would end with 2 if there is no such
+# command, which means something else here; bash ends with 127.
+ENTRYPOINT ["/opt/caldp/bin/dumb-init", "--single-child", "--", "/bin/bash", "-c", "exec -- \"$@\"", "caldp"]
 CMD ["caldp", "--help"]

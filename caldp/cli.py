@@ -198,15 +198,27 @@ def refuse(command: str, error: BaseException, what: str = "the batch") -> NoRet
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--exposures", type=click.IntRange(1, 4), default=1, show_default=True, help="More than 1: association.")
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of the photon noise.")
-def simulate_command(directory: Path, exposures: int, seed: int) -> None:
+@click.option("--list", "as_list", is_flag=True, help="Eight datasets for a campaign; one is broken, one is large.")
+def simulate_command(directory: Path, exposures: int, seed: int, as_list: bool) -> None:
     """Make a simulated COS exposure with its own reference files and CRDS rules in DIRECTORY.
 
     No HST data and no network are needed.  The directory then holds inputs/, crds_cache/, truth/ (the injected
-    spectrum) and caldp-config-simulated, the config to calibrate it with.
+    spectrum) and caldp-config-simulated, the config to calibrate it with.  With --list, it holds datasets.ids and
+    campaign.toml (settings) instead of truth/.
     """
     from caldp.simulate import simulate
 
     try:
+        if as_list:
+            from caldp.simulate.campaign import simulate_list
+
+            many = simulate_list(directory, seed)
+            click.echo(f"simulated 8 datasets in {many.directory}; calibrate them with:")
+            click.echo(
+                f"caldp campaign submit {many.ids} file:{many.directory / 'outputs'} --input file:{many.inputs} "
+                f"--config {many.config} --settings {many.settings}"
+            )
+            return
         made = simulate(directory, exposures=exposures, seed=seed)
     except (ValueError, OSError) as error:
         _fail("simulate", error)

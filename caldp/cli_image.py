@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NoReturn, TextIO, cast
 
 import click
 
 import caldp
 from caldp import config
-from caldp.cli import process_aws_command, process_command
+from caldp.cli import process_aws_command, process_command, refuse
 from caldp.config import ImageConfig
 from caldp.dataset import Dataset
-from caldp.errors import EXIT_CODES, UsageError, describe
+from caldp.errors import EXIT_CODES, EngineError, UsageError, describe
 from caldp.process import Interrupts
 from caldp.reporter import Output
 from caldp.store import open_store, parse_uri
@@ -36,11 +36,13 @@ _CALIBRATIONS = {"caldp-process": process_command, "caldp-process-aws": process_
 _LEAST_MEMORY = 6 * 1024**2
 """Docker's own limit, in bytes."""
 
-_CONTAINER_CODES = (0, 2, 31, 33, 125, 130, 137, 143)
+#: Lines of a quiet build that are shown if it fails.
+_LAST_LINES = 20
 
 
-def _codes(*numbers: int) -> str:
-    return "\b\nExit status:\n" + "\n".join(f"  {n:>3}  {EXIT_CODES[n][1]}" for n in numbers)
+def _codes(success: str, *others: int) -> str:
+    texts = {0: success, **{number: EXIT_CODES[number][1] for number in others}}
+    return "\b\nExit status:\n" + "\n".join(f"  {number:>3}  {text}" for number, text in texts.items())
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
@@ -84,13 +86,6 @@ def _container_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _refuse(command: str, error: BaseException) -> NoReturn:
-    """Say why a command cannot be carried out, in one line, and exit with its status."""
-    failure = describe(error, "the image")
-    click.echo(f"{command}: {failure}", err=True)
-    sys.exit(failure.code)
-
-
 def _tell(line: str) -> None:
     """Print a line; that nobody reads it any more stops nothing."""
     Output(sys.stdout).line(line)
@@ -99,7 +94,7 @@ def _tell(line: str) -> None:
 @click.command(
     "caldp-image-build",
     context_settings=_SETTINGS,
-    epilog=_codes(0, 2, 125),
+    epilog=_codes("built", 2, 125),
     help="""Build the Docker image from the clone in CONTEXT (default: the current directory).
 
     Its name, and what it is built on, is in caldp-image-config.
@@ -117,22 +112,26 @@ def build_command(context: Path, base: str, hstcal: str, network: str | None, no
     from caldp import image
 
     interrupts = Interrupts().install()  # so that the secrets of the build do not stay behind
+    last: deque[str] = deque(maxlen=_LAST_LINES)
     try:
         settings = config.load_image()
         settings = replace(settings, base=base or settings.base, hstcal=hstcal or settings.hstcal)
         settings = settings if network is None else replace(settings, network=network)
         if not re.fullmatch(r"none|stable|latest|[0-9][0-9A-Za-z.*]*", settings.hstcal):
             raise UsageError(f"{settings.hstcal!r} is no version of HSTCAL", remedy="write stable, 3.2.0 or none")
-        _tell(str(image.build(settings, context, (lambda _: None) if quiet else _tell, cache=not no_cache)))
+        _tell(str(image.build(settings, context, last.append if quiet else _tell, cache=not no_cache)))
     except BaseException as error:
         interrupts.shield()
-        _refuse("caldp-image-build", error)
+        if isinstance(error, EngineError):
+            for line in last:
+                Output(sys.stderr).line(line)
+        refuse("caldp-image-build", error, "the image")
 
 
 @click.command(
     "caldp-image-push",
     context_settings=_SETTINGS,
-    epilog=_codes(0, 2, 125),
+    epilog=_codes("pushed", 2, 125),
     help="""Push the Docker image to the repository that caldp-image-config names.
 
     For Amazon ECR, the AWS credentials log it in; for other registries, docker login does.
@@ -146,13 +145,13 @@ def push_command() -> None:
     try:
         _tell(f"pushed {image.push(config.load_image(), _tell)}")
     except (Exception, KeyboardInterrupt) as error:
-        _refuse("caldp-image-push", error)
+        refuse("caldp-image-push", error, "the image")
 
 
 @click.command(
     "caldp-docker-run-container",
     context_settings={**_SETTINGS, "allow_interspersed_args": False},
-    epilog=_codes(*_CONTAINER_CODES),
+    epilog=_codes("COMMAND succeeded", 2, 31, 33, 125, 130, 137, 143),
     help="""Run COMMAND in a container, which sees CALDP_HOME (default: the current directory) as its home.
 
     Without a COMMAND it is /bin/bash. What it writes is the caller's. An exported CRDS_PATH appears as /grp/crds/cache.
@@ -170,7 +169,7 @@ def container_command(command: tuple[str, ...], **options: Any) -> None:  # noqa
 @click.command(
     "caldp-docker-run-pipeline",
     context_settings=_SETTINGS,
-    epilog=_codes(*EXIT_CODES),
+    epilog=_codes(EXIT_CODES[0][1], *EXIT_CODES),
     help="""Calibrate one HST dataset in a container: caldp-process, with its arguments and options.
 
     \b
@@ -236,7 +235,7 @@ def _run(
     try:
         settings = config.load_image()
         given = dict(_variable(text, settings) for text in variables)
-        watched = _watched(command, settings)
+        watched = _watched(command, settings, given)
         if watched:
             given["CALDP_RUN"] = watched.run
         ask = container.Ask(
@@ -255,20 +254,22 @@ def _run(
         if watched:
             watched.conclude(ended, memory)
         if ended.out_of_memory:
-            click.echo(f"{name}: the memory limit was reached, and something was killed in the container", err=True)
+            text = f"{name}: the memory limit was reached, and something was killed in the container"
+            Output(sys.stderr).line(text)
     except BaseException as error:
         interrupts.shield()
         if watched and started.is_set():
             watched.abandon(describe(error, watched.dataset))
-        _refuse(name, error)
-    for stream in (sys.stdout, sys.stderr):
-        Output(stream).flush()
+        refuse(name, error, "the image")
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            Output(stream).flush()
     sys.exit(ended.exit_code)
 
 
 def _bytes(stream: TextIO | None) -> IO[bytes]:
     """Return where bytes go that are meant for a standard stream, which may be closed."""
-    return io.BytesIO() if stream is None else cast(IO[bytes], stream.buffer)
+    return Path(os.devnull).open("wb") if stream is None else cast(IO[bytes], stream.buffer)
 
 
 def _variable(text: str, settings: ImageConfig) -> tuple[str, str]:
@@ -278,17 +279,20 @@ def _variable(text: str, settings: ImageConfig) -> tuple[str, str]:
     return name, value if equals else settings.environment[name]
 
 
-def _watched(command: Sequence[str], settings: ImageConfig) -> Any:  # noqa: ANN401 - container.Watched or None
+def _watched(command: Sequence[str], settings: ImageConfig, given: Mapping[str, str]) -> Any:  # noqa: ANN401 - Watched
     """Check the command line of a calibration before a container is made for it; None for other commands."""
     from caldp import container
 
-    door = _CALIBRATIONS.get(command[0])
-    if door is None or {"-h", "--help", "--version"} & set(command):
+    name, args = PurePosixPath(command[0]).name, list(command[1:])
+    if name == "caldp" and args:
+        name = f"caldp-{args.pop(0)}"
+    door = _CALIBRATIONS.get(name)
+    if door is None or {"-h", "--help", "--version"} & set(args):
         return None
     try:
-        asked = door.make_context(command[0], list(command[1:])).params
+        asked = door.make_context(name, args).params
     except click.UsageError as error:
-        raise UsageError(f"{command[0]}: {error.format_message()}", remedy=f"see {command[0]} --help") from error
+        raise UsageError(f"{name}: {error.format_message()}", remedy=f"see {name} --help") from error
     dataset, home = Dataset.parse(asked["ipppssoot"]).name, settings.home
     script = asked["config"]
     for place in (asked["input_uri"], asked["output_uri"]):
@@ -302,16 +306,24 @@ def _watched(command: Sequence[str], settings: ImageConfig) -> Any:  # noqa: ANN
     output = asked["output_uri"]
     if output.startswith("file:"):
         output = f"file:{home / (output.removeprefix('file:') or '.')}"
-    return container.Watched(dataset, open_store(output, _aws(settings)), os.urandom(6).hex())
+    return container.Watched(dataset, open_store(output, _aws(settings, given)), os.urandom(6).hex())
 
 
-def _aws(settings: ImageConfig) -> dict[str, str]:
-    """Return the AWS settings as the container has them: those of the home it is given."""
-    aws = {name: value for name, value in settings.environment.items() if name.startswith("AWS_")}
-    for name, file in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
-        if (settings.home / ".aws" / file).is_file():
-            aws[name] = str(settings.home / ".aws" / file)
-    return aws
+def _aws(settings: ImageConfig, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the AWS settings as the container has them: with the files of the home that it is given."""
+    from caldp import container
+
+    aws = {
+        name: value
+        for name, value in {**settings.environment, **given}.items()
+        if name.startswith("AWS_") and not container.PATHS.fullmatch(name)
+    }
+    folder = settings.home / ".aws"
+    return {
+        **aws,
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"),
+        "AWS_CONFIG_FILE": str(folder / "config"),
+    }
 
 
 @click.group("image", context_settings=_SETTINGS)

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from caldp import engine, image, messages
 from caldp.errors import CaldpError, ContainerMemoryError, Interrupted, Stop, UsageError
 from caldp.process import Interrupts
+from caldp.reporter import Output
 from caldp.settings_file import ALLOWED
 from caldp.store import Store, parse_uri
 
@@ -45,15 +46,21 @@ _KILLED = 128 + signal.SIGKILL
 
 _CHUNK = 65_536
 
+_HEADER = 8
+"""Bytes before each piece of output: its stream, three zeros, its size."""
+
+_STDERR = 2
+
 #: Variables of the caller that mean the same in the container.
 _SETTINGS = re.compile(
     r"(CRDS_[A-Z0-9_]*|CRDSBUCKET|CALDP_(PREVIEW_JOBS|ATTEMPT|OWNER_TIMEOUT|CRDS_CACHE_GB|MAST_[A-Z]+)|CSYS_VER|AWSDPVER|AWSYSVER"
-    r"|MAST_API_TOKEN|AWS_[A-Z0-9_]*|(?i:https?_proxy|no_proxy|all_proxy)|NO_COLOR|FORCE_COLOR|TZ)"
+    r"|MAST_API_TOKEN|AWS_[A-Z0-9_]*|ASTROMETRY_SERVICE_URL|GSSS_WEBSERVICES_URL|ASTROMETRIC_CATALOG_URL"
+    r"|(?i:https?_proxy|no_proxy|all_proxy)|NO_COLOR|FORCE_COLOR|TZ)"
 )
 
 #: Variables that name files or folders of the caller's computer.
-_PATHS = re.compile(
-    r"(CRDS_(PATH|PATH_SINGLE|CFGPATH|MAPPATH|REFPATH|PICKLE_PATH|DOWNLOAD_PLUGIN)"
+PATHS = re.compile(
+    r"(CRDS_([A-Z_]*PATH(_SINGLE)?|INI_FILE|DEFAULT_CACHE|CWD|DOWNLOAD_PLUGIN)"
     r"|AWS_(CONFIG_FILE|SHARED_CREDENTIALS_FILE|CA_BUNDLE|WEB_IDENTITY_TOKEN_FILE)|[ijlnou]ref|uref_linux)"
 )
 
@@ -199,10 +206,9 @@ def run(ask: Ask, interrupts: Interrupts, out: IO[bytes], err: IO[bytes], starte
     home, cache = _directories(ask)
     with ExitStack() as stack:
         client = stack.enter_context(closing(engine.connect(ask.environment)))
+        stack.enter_context(engine.explained(f"{ask.image} cannot run {ask.command[0]}", ask.environment))
         image.image_of(client, ask.image)
         sweep(client)
-        host = ask.environment.get("DOCKER_HOST", "")
-        stack.enter_context(engine.explained(f"{ask.image} cannot run {ask.command[0]}", host))
         with interrupts.held():
             container = _create(client, ask, home, cache)
             stack.callback(_remove, container)
@@ -290,13 +296,13 @@ def environment(ask: Ask, cached: bool) -> tuple[dict[str, str], list[str]]:
     given = {
         name: value
         for name, value in env.items()
-        if (_SETTINGS.fullmatch(name) or name in ALLOWED) and not _PATHS.fullmatch(name)
+        if (_SETTINGS.fullmatch(name) or name in ALLOWED) and not PATHS.fullmatch(name)
     }
-    left_out = sorted(name for name in env if _PATHS.fullmatch(name) and name != "CRDS_PATH" and env[name])
+    left_out = sorted(name for name in env if PATHS.fullmatch(name) and name != "CRDS_PATH" and env[name])
     if given.get("CRDSBUCKET", "").startswith("file:"):
         left_out.append("CRDSBUCKET")
         del given["CRDSBUCKET"]
-    if ask.cpus and "OMP_NUM_THREADS" not in given:
+    if ask.cpus and not given.get("OMP_NUM_THREADS"):
         given["OMP_NUM_THREADS"] = str(max(1, math.floor(ask.cpus)))
     if cached:
         given["CRDS_PATH"] = CRDS_CACHE
@@ -441,22 +447,38 @@ def _relay(
     over: threading.Event,
 ) -> None:
     """Pass on what the container prints until it ends, even if nobody reads it any more."""
-    from docker.utils.socket import STDERR, frames_iter
-
     broken: set[int] = set()
     try:
-        for number, data in frames_iter(socket, tty):
-            stream = err if number == STDERR else out
+        for number, data in _frames(socket, tty):
+            stream, name = (err, "error") if number == _STDERR else (out, "output")
             if number not in broken:
                 try:
                     stream.write(data)
                     stream.flush()
-                except (OSError, ValueError):
+                except (OSError, ValueError) as error:
                     broken.add(number)
+                    if not isinstance(error, BrokenPipeError):
+                        _warn(f"standard {name} cannot be written: {getattr(error, 'strerror', None) or error}")
     except OSError:  # the engine has gone: what became of the container is asked for next
         pass
     finally:
         over.set()
+
+
+def _frames(socket: Any, tty: bool) -> Iterator[tuple[int, bytes]]:  # noqa: ANN401 - see _attach
+    """Take apart what the container prints (docker's own iterator keeps back the last piece of it under TLS)."""
+    buffer, stream, left = b"", 0, 0
+    while data := socket.recv(_CHUNK):
+        if tty:
+            yield stream, data
+            continue
+        buffer += data
+        while buffer and (left or len(buffer) >= _HEADER):
+            if not left:
+                stream, left, buffer = buffer[0], int.from_bytes(buffer[4:_HEADER]), buffer[_HEADER:]
+            piece, buffer = buffer[:left], buffer[left:]
+            left -= len(piece)
+            yield stream, piece
 
 
 @contextmanager
@@ -489,16 +511,19 @@ def _same_size(container: Container) -> Iterator[None]:
 def _typing(socket: Any, *, raw: bool) -> Iterator[None]:  # noqa: ANN401 - see _attach
     """Pass on what comes from standard input; from a terminal key by key."""
     import socket as sockets
+    import ssl
     import termios
     import tty
 
     descriptor = sys.stdin.fileno()
+    # That of a TLS socket would end TLS in both directions.
+    shutdown = super(ssl.SSLSocket, socket).shutdown if isinstance(socket, ssl.SSLSocket) else socket.shutdown
 
     def forward() -> None:
         with contextlib.suppress(OSError):
             while data := os.read(descriptor, _CHUNK):
                 socket.sendall(data)
-            socket.shutdown(sockets.SHUT_WR)
+            shutdown(sockets.SHUT_WR)
 
     before = termios.tcgetattr(descriptor) if raw else None
     if raw:
@@ -560,5 +585,4 @@ def _expanded(path: str) -> Path:
 
 
 def _warn(text: str) -> None:
-    if sys.stderr is not None:
-        sys.stderr.write(f"caldp: {text}\n")
+    Output(sys.stderr).line(f"caldp: {text}")

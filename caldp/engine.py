@@ -37,22 +37,22 @@ def connect(environment: Mapping[str, str]) -> docker.DockerClient:
     """
     import docker
 
-    with explained("Docker cannot be used", environment.get("DOCKER_HOST", "")):
+    with explained("Docker cannot be used", environment):
         client = docker.from_env(timeout=_TIMEOUT, environment=dict(environment))
         client.ping()
     return client
 
 
 @contextmanager
-def explained(what: str, host: str = "") -> Iterator[None]:
+def explained(what: str, environment: Mapping[str, str]) -> Iterator[None]:
     """Turn what the Docker package raises into an EngineError.
 
     Parameters
     ----------
     what : str
         Begins the message, for example ``caldp:latest cannot be pushed``.
-    host : str, optional
-        Address of the engine.
+    environment : mapping
+        The caller's, whose engine it is.
     """
     import docker.errors
     import requests
@@ -66,7 +66,7 @@ def explained(what: str, host: str = "") -> Iterator[None]:
     except CaldpError:
         raise
     except (*docker_s, *network_s, ValueError) as error:  # ValueError: an address, or an answer, that makes no sense
-        said, remedy = _explain(error, host or "its usual socket")
+        said, remedy = _explain(error, environment.get("DOCKER_HOST") or "its usual socket")
         raise EngineError(f"{what}: {said}", remedy=remedy) from error
 
 
@@ -116,6 +116,8 @@ def _errno(error: BaseException) -> int | None:
         if id(item) in seen:
             continue
         seen.add(id(item))
+        if isinstance(item, ConnectionResetError):  # that of http.client has no number
+            return errno.ECONNRESET
         if isinstance(item, OSError) and item.errno is not None:
             return item.errno
         if isinstance(item, BaseException):

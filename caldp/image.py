@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import caldp
-from caldp import engine, programs
+from caldp import engine, programs, s3
 from caldp.config import ImageConfig
 from caldp.errors import EngineError, UsageError
 
@@ -30,6 +30,9 @@ Tell = Callable[[str], None]
 #: Amazon's registries.
 _ECR = re.compile(r"(\d{12})\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/.+")
 
+#: Labels that every image has.
+_OCI = "org.opencontainers.image"
+
 #: Settings of pip that mean the same in a build as outside.
 _PIP = ("index-url", "extra-index-url", "trusted-host", "find-links", "proxy", "timeout", "default-timeout", "retries")
 
@@ -41,6 +44,15 @@ _LARGEST_SECRET = 500_000
 
 #: The first docker command that cannot build with BuildKit by itself.
 _NEEDS_BUILDX = 23
+
+#: Build arguments that Docker knows by itself, and keeps out of the image and its history.
+_PROXIES = re.compile(r"(https?|all|no)_proxy|(HTTPS?|ALL|NO)_PROXY")
+
+#: Lines of a builder about a command that failed: what it was, but not why.
+_SUMMARY = re.compile(r"executor failed running|did not complete successfully|^ > \[|^ *\d+ \| ")
+
+#: Seconds of silence that end a push: a registry may need minutes to store a large layer.
+_PUSH_TIMEOUT = 600
 
 
 @dataclass(frozen=True)
@@ -107,41 +119,50 @@ def _build(client: docker.DockerClient, settings: ImageConfig, context: Path, te
     command = find_docker(environment)
     wanted = settings.hstcal != "none"
     bases = {"BASE_IMAGE": settings.base, **({"CONDA_IMAGE": settings.conda} if wanted else {})}
-    pinned = {argument: pin(client, name, tell) for argument, name in bases.items()}
+    labels = {
+        f"{_OCI}.version": caldp.__version__,
+        f"{_OCI}.revision": _revision(context, environment),
+        f"{_OCI}.created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    with engine.explained(f"{settings.image} cannot be built", environment):
+        pinned = {argument: pin(client, name, tell) for argument, name in bases.items()}
+        for label, text in zip((f"{_OCI}.base", "caldp.conda"), pinned.values(), strict=False):
+            name, _, digest = text.partition("@")
+            labels |= {f"{label}.name": name, f"{label}.digest": digest or str(client.images.get(name).id)}
     arguments = {
         **pinned,
         "HSTCAL_FROM": "conda" if wanted else "none",
         **({"HSTCAL": settings.hstcal} if wanted else {}),
         "CSYS_VER": settings.environment.get("CSYS_VER") or f"caldp_{caldp.__version__}",
     }
-    name, _, digest = pinned["BASE_IMAGE"].partition("@")
-    labels = {
-        "version": caldp.__version__,
-        "revision": _revision(context, environment),
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "base.name": name,
-        "base.digest": digest or str(client.images.get(name).id),
-    }
     with secrets(environment) as files:
         argv = [command, "build", "--file", str(context / "Dockerfile"), "--tag", settings.image]
         argv += ["--network", settings.network] if settings.network else []
         argv += [] if cache else ["--no-cache"]
         argv += [text for key, value in arguments.items() for text in ("--build-arg", f"{key}={value}")]
-        for key, value in labels.items():
-            argv += ["--label", f"org.opencontainers.image.{key}={value}"] if value else []
+        # Without their values, which docker reads from its environment: they may have passwords.
+        proxies = (name for name, value in environment.items() if value and _PROXIES.fullmatch(name))
+        argv += [text for name in proxies for text in ("--build-arg", name)]
+        argv += [text for key, value in labels.items() if value for text in ("--label", f"{key}={value}")]
         argv += [text for key, path in files.items() for text in ("--secret", f"id={key},src={path}")]
         try:
             done = programs.run([*argv, str(context)], cwd=context, env=environment, on_line=tell)
         except programs.StartError as error:
             raise EngineError(str(error), remedy="install the docker command again") from error
     if done.returncode:
-        said = next((line for line in reversed(done.tail) if re.search(r"\berror\b", line, re.IGNORECASE)), "see above")
-        said = re.sub(r"^#\d+ ([\d.]+ )?", "", said)
         remedy = engine.remedy("\n".join(done.tail)) or "see the lines above"
-        raise EngineError(f"{settings.image}: docker build failed ({done.outcome}): {said[:300]}", remedy=remedy)
-    with engine.explained(f"{settings.image} cannot be looked at"):
+        said = _telling(done.tail)[:300]
+        raise EngineError(f"{settings.image}: docker build failed ({done.outcome}): {said}", remedy=remedy)
+    with engine.explained(f"{settings.image} cannot be looked at", environment):
         made = client.images.get(settings.image)
     return Built(settings.image, str(made.id), int(made.attrs["Size"]), settings.hstcal)
+
+
+def _telling(tail: Sequence[str]) -> str:
+    """Return the line of a builder that says best why it failed."""
+    errors = [line for line in reversed(tail) if re.search(r"error\b", line, re.IGNORECASE)]
+    best = next((line for line in errors if not _SUMMARY.search(line)), errors[0] if errors else "see above")
+    return re.sub(r"^(#\d+ )?(\d+\.\d+ )?", "", best)
 
 
 def push(settings: ImageConfig, tell: Tell) -> str:
@@ -164,12 +185,14 @@ def push(settings: ImageConfig, tell: Tell) -> str:
     EngineError
         If the image is not here, or the registry refuses it.
     """
-    with closing(engine.connect(settings.environment)) as client:
-        image_of(client, settings.image)
+    environment = settings.environment
+    with closing(engine.connect(environment)) as client:
+        client.api.timeout = _PUSH_TIMEOUT
         repository, tag = split(settings.image)
-        login = ecr_login(repository) if _ECR.fullmatch(repository) else None
         digest = ""
-        with engine.explained(f"{settings.image} cannot be pushed"):
+        with engine.explained(f"{settings.image} cannot be pushed", environment):
+            image_of(client, settings.image)
+            login = ecr_login(repository, environment) if _ECR.fullmatch(repository) else None
             for event in client.api.push(repository, tag, stream=True, decode=True, auth_config=login):
                 if said := event.get("error"):
                     raise EngineError(
@@ -222,22 +245,23 @@ def image_of(client: docker.DockerClient, name: str) -> docker.models.images.Ima
     """
     import docker.errors
 
-    with engine.explained(f"{name} cannot be looked at"):
-        try:
-            return client.images.get(name)
-        except docker.errors.ImageNotFound as error:
-            raise EngineError(
-                f"there is no image {name} here", remedy=f"build it with caldp-image-build, or: docker pull {name}"
-            ) from error
+    try:
+        return client.images.get(name)
+    except docker.errors.ImageNotFound as error:
+        raise EngineError(
+            f"there is no image {name} here", remedy=f"build it with caldp-image-build, or: docker pull {name}"
+        ) from error
 
 
-def ecr_login(repository: str) -> dict[str, str]:
+def ecr_login(repository: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Ask Amazon ECR for a login.
 
     Parameters
     ----------
     repository : str
         ``<account>.dkr.ecr.<region>.amazonaws.com/<name>``.
+    environment : mapping
+        With the AWS_* variables that count.
 
     Returns
     -------
@@ -249,14 +273,15 @@ def ecr_login(repository: str) -> dict[str, str]:
     EngineError
         If there are no AWS credentials, or they do not let us.
     """
-    import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
     match = _ECR.fullmatch(repository)
     if match is None:
         raise ValueError(repository)
     try:
-        answer = boto3.client("ecr", region_name=match[2]).get_authorization_token(registryIds=[match[1]])
+        endpoint = environment.get("AWS_ENDPOINT_URL_ECR") or environment.get("AWS_ENDPOINT_URL") or None
+        client = s3.session_of(environment).create_client("ecr", region_name=match[2], endpoint_url=endpoint)
+        answer = client.get_authorization_token(registryIds=[match[1]])
         token = answer["authorizationData"][0]["authorizationToken"]
         user, _, password = base64.b64decode(token).decode().partition(":")
     except (BotoCoreError, ClientError, LookupError, ValueError) as error:
@@ -297,15 +322,14 @@ def pin(client: docker.DockerClient, name: str, tell: Tell) -> str:
     try:
         found = f"{name}@{client.images.get_registry_data(name).id}"
     except (docker.errors.DockerException, requests.RequestException) as unreachable:
-        with engine.explained(f"{name} cannot be looked at"):
-            try:
-                image = client.images.get(name)
-            except docker.errors.ImageNotFound as error:
-                raise EngineError(
-                    f"the image {name}, to build on, is not here, and its registry does not give it "
-                    f"({' '.join(str(unreachable).split())[:200]})",
-                    remedy="check the name and the network, or name one that is here (--base, CAL_BASE_IMAGE)",
-                ) from error
+        try:
+            image = client.images.get(name)
+        except docker.errors.ImageNotFound as error:
+            raise EngineError(
+                f"the image {name}, to build on, is not here, and its registry does not give it "
+                f"({' '.join(str(unreachable).split())[:200]})",
+                remedy="check the name and the network, or name one that is here (--base, CAL_BASE_IMAGE)",
+            ) from error
         known = [text.partition("@") for text in image.attrs.get("RepoDigests") or ()]
         digests = [digest for repository, _, digest in known if repository == split(name)[0]]  # not of its other names
         found = f"{name}@{digests[0]}" if digests else name

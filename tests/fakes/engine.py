@@ -173,8 +173,10 @@ class FakeEngine:
         Pushes end; else they break off.
     over : Event
         Set when the engine is no more; before, a push that is to hang waits for it.
-    hangs : bool
-        Pushes hang when all is said.
+    hangs : float
+        Seconds for which pushes hang when all is said.
+    leaves : bool
+        It is gone when it has been greeted.
     security : list of str
         Its security options.
     play : Play
@@ -198,7 +200,8 @@ class FakeEngine:
     pushed: list[dict[str, Any] | bytes] = field(default_factory=list)
     push_ends: bool = True
     over: threading.Event = field(default_factory=threading.Event)
-    hangs: bool = False
+    hangs: float = 0.0
+    leaves: bool = False
     security: list[str] = field(default_factory=lambda: ["name=seccomp,profile=default"])
     play: Play = field(default_factory=Play)
     on_make: Callable[[FakeContainer], object] = lambda _: None
@@ -316,6 +319,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.say({"Version": "20.10.24+dfsg1", "ApiVersion": "1.41", "MinAPIVersion": "1.12", "Os": "linux"})
 
     def ping(self) -> None:
+        if self.engine.leaves:
+            self.engine.socket.unlink()
         self.send(200, b"OK", "text/plain; charset=utf-8")
 
     def info(self) -> None:
@@ -354,8 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
         for event in events:
             data = event if isinstance(event, bytes) else json.dumps(event).encode() + b"\r\n"
             self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        if engine.hangs:
-            engine.over.wait()
+        engine.over.wait(engine.hangs)
         if engine.push_ends:
             self.wfile.write(b"0\r\n\r\n")
 

@@ -214,6 +214,8 @@ def test_an_image_with_hstcal(tmp_path: Path, environment: dict[str, str], image
     done = build(REPOSITORY, env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     assert "HSTCAL 3.2.*" in done.stdout.splitlines()[-1]
+    label = engine.images.get(f"{REPO}:hstcal").attrs["Config"]["Labels"]
+    assert label["caldp.conda.name"] == conda and label["caldp.conda.digest"].startswith("sha256:")
     desk = replace_image(Desk(tmp_path, image.env), f"{REPO}:hstcal")
     assert inside(desk, "calacs.e; command -v python; find /opt/hstcal -type f | sort").split("\n")[:-1] == [
         "a fake calacs.e",
@@ -349,6 +351,19 @@ def test_a_command(docked: Desk) -> None:
     assert any(re.match(r"note program calacs.e +not found", line) for line in rest)
     assert any(re.match(r"ok   program calcos ", line) for line in rest)
     assert any(re.match(r"ok   CRDS cache +/grp/crds/cache", line) for line in rest)
+
+
+def test_no_such_command(docked: Desk) -> None:
+    (docked.home / "data").touch()
+    for command, code in (("no-such-command", 127), ("./data", 126)):
+        result = run(docked, "caldp-docker-run-container", command)
+        assert (result.code, result.stdout) == (code, "")
+        assert Path(command).name in result.stderr
+
+
+def test_a_command_is_taken_as_it_is(docked: Desk) -> None:
+    words = ["printf", "<%s>", "a b", "$HOME", "", "--help", "*"]
+    assert run(docked, "caldp-docker-run-container", *words).stdout == "<a b><$HOME><><--help><*>"
 
 
 def test_streams_and_standard_input(docked: Desk) -> None:

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import caldp
-from caldp import cli, cli_image, container, image, messages
+from caldp import cli, cli_image, container, image, messages, s3
 from caldp.config import ImageConfig
 from caldp.container import Ask, Ended, Watched
 from caldp.errors import EXIT_CODES, EngineError, Stop
@@ -119,6 +119,7 @@ def test_help(name: str) -> None:
     table = done.stdout.partition("Exit status:")[2].split("\n")
     codes = {int(line.split()[0]) for line in table if line.split() and line.split()[0].isdigit()}
     assert {0, 2, 125} <= codes <= set(EXIT_CODES)
+    assert ("processed (or" in table[1]) == (name == "caldp-docker-run-pipeline")
     for option in DOORS[name][0].params:
         assert not isinstance(option, click.Option) or any(text in done.stdout for text in option.opts)
 
@@ -302,6 +303,11 @@ def test_what_are_no_variables(asked: Asked, text: str) -> None:
 # ---- how it ends
 
 
+def test_what_is_printed_into_a_closed_stream_is_not_kept() -> None:
+    with cli_image._bytes(None) as stream:
+        assert stream.name == os.devnull
+
+
 @pytest.mark.parametrize("code", [0, 1, 7, 31, 125, 137, 143, 255])
 def test_the_exit_status_is_that_of_the_command(asked: Asked, code: int) -> None:
     asked.ended = Ended(code, out_of_memory=False)
@@ -433,6 +439,14 @@ def test_an_absolute_path_below_the_home_is_corrected(home: Path) -> None:
     assert refused(pipeline(DATASET, f"file:{home}/in")).endswith("; write file:in")
 
 
+@pytest.mark.parametrize("args", [["--", DATASET, "file:in"], ["--json", "--", DATASET, "file:in"]])
+def test_after_two_dashes(asked: Asked, args: list[str]) -> None:
+    assert pipeline(*args).exit_code == 0
+    assert pipeline(*[arg for arg in args if arg != "--"]).exit_code == 0
+    assert asked.asks[0].command == asked.asks[1].command
+    assert asked.asks[0].command[:3] == ("caldp-process", DATASET, "file:in")
+
+
 def test_a_dataset_that_looks_like_an_option(home: Path) -> None:
     assert "caldp-process: No such option '-x'" in refused(pipeline("--", "-x"))
 
@@ -492,6 +506,11 @@ def test_the_output_is_seen_from_outside(
         ["caldp-process-aws", "s3://bucket/batch", DATASET],
         ["caldp-process-aws", "s3://bucket/batch", DATASET, "--input", "s3://in/put"],
         ["caldp-process", DATASET, "astroquery:", "s3://bucket/batch", "caldp-config-offsite"],
+        ["caldp", "process", DATASET, "astroquery:", "s3://bucket/batch"],
+        ["caldp", "process-aws", "s3://bucket/batch", DATASET],
+        ["/usr/local/bin/caldp-process", DATASET, "astroquery:", "s3://bucket/batch"],
+        ["./caldp-process-aws", "s3://bucket/batch", DATASET],
+        ["/opt/caldp/bin/caldp", "process", DATASET, "astroquery:", "s3://bucket/batch"],
     ],
 )
 def test_calibrations_in_containers_are_watched(asked: Asked, concluded: list[Any], command: list[str]) -> None:
@@ -512,6 +531,10 @@ def test_calibrations_in_containers_are_watched(asked: Asked, concluded: list[An
         ["caldp-process", DATASET, "--help"],
         ["caldp-process", DATASET, "--dry-run"],
         ["caldp", "doctor"],
+        ["caldp"],
+        ["caldp", "process", "--help"],
+        ["/bin/caldp-process", "--version"],
+        ["caldp", "--help", "process"],
         ["echo", "caldp-process", DATASET],
         ["/bin/bash"],
     ],
@@ -532,6 +555,8 @@ def test_other_commands_are_not_watched(asked: Asked, concluded: list[Any], comm
         (["caldp-process-aws", "s3://b/p", DATASET, "--input", "file:/in"], "file:/in: absolute paths"),
         (["caldp-process", DATASET, "--no-such-option"], "caldp-process: No such option '--no-such-option'"),
         (["caldp-process"], "caldp-process: Missing argument"),
+        (["caldp", "process", DATASET, "file:/in"], "file:/in: absolute paths"),
+        (["./caldp-process", DATASET, "--no-such-option"], "caldp-process: No such option '--no-such-option'"),
     ],
 )
 def test_calibrations_that_make_no_sense_get_no_container(home: Path, command: list[str], words: str) -> None:
@@ -552,17 +577,29 @@ def settings(home: Path, **environment: str) -> ImageConfig:
 
 
 def test_aws_settings_of_the_home(tmp_path: Path) -> None:
-    given = {"AWS_PROFILE": "hst", "AWS_CONFIG_FILE": "/mine", "OTHER": "x"}
-    assert cli_image._aws(settings(tmp_path, **given)) == {"AWS_PROFILE": "hst", "AWS_CONFIG_FILE": "/mine"}
-    (tmp_path / ".aws").mkdir()
-    (tmp_path / ".aws" / "credentials").touch()
-    assert cli_image._aws(settings(tmp_path, **given)) == {
-        "AWS_PROFILE": "hst",
-        "AWS_CONFIG_FILE": "/mine",
+    exported = {"AWS_PROFILE": "hst", "AWS_REGION": "eu-west-1", "OTHER": "x"}
+    unseen = {"AWS_CONFIG_FILE": "/mine", "AWS_SHARED_CREDENTIALS_FILE": "/mine", "AWS_CA_BUNDLE": "/mine"}
+    given = {"AWS_PROFILE": "other", "MINE": "x"}
+    assert cli_image._aws(settings(tmp_path, **exported, **unseen), given) == {
+        "AWS_PROFILE": "other",
+        "AWS_REGION": "eu-west-1",
+        "AWS_CONFIG_FILE": f"{tmp_path}/.aws/config",
         "AWS_SHARED_CREDENTIALS_FILE": f"{tmp_path}/.aws/credentials",
     }
-    (tmp_path / ".aws" / "config").touch()
-    assert cli_image._aws(settings(tmp_path, **given))["AWS_CONFIG_FILE"] == f"{tmp_path}/.aws/config"
+
+
+def test_credentials_of_ones_own_home_are_not_the_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, key in (("mine", "AKIAMINE"), ("data", "AKIADATA")):
+        (tmp_path / name / ".aws").mkdir(parents=True)
+        text = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = x\n"
+        (tmp_path / name / ".aws" / "credentials").write_text(text)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path / "mine"))
+    found = s3.session_of(cli_image._aws(settings(tmp_path / "data"), {})).get_credentials()
+    assert found.access_key == "AKIADATA"
+    assert s3.session_of(cli_image._aws(settings(tmp_path / "empty"), {})).get_credentials() is None
 
 
 # ---- with an engine

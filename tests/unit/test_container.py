@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import io
 import os
 import pty
 import select
 import signal
+import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -17,6 +20,8 @@ import tarfile
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +29,10 @@ from typing import Any
 import docker
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from caldp import container, engine, messages
 from caldp.container import CRDS_CACHE, HOME, LABEL, Ask, Ended, Watched
@@ -189,6 +198,9 @@ GIVEN = {
     "TZ": "UTC",
     "OMP_NUM_THREADS": "3",
     "ASTROMETRY_STEP_CONTROL": "off",
+    "ASTROMETRY_SERVICE_URL": "https://mast.example.org/portal/astrometryDB/",
+    "GSSS_WEBSERVICES_URL": "https://gsss.example.org/webservices",
+    "ASTROMETRIC_CATALOG_URL": "https://gsss.example.org/webservices",
 }
 
 KEPT_OUT = {
@@ -219,6 +231,10 @@ NAMED = {
     "CRDS_MAPPATH": "/crds",
     "CRDS_REFPATH": "/crds",
     "CRDS_PICKLE_PATH": "/crds",
+    "CRDS_MAPPATH_SINGLE": "/crds",
+    "CRDS_INI_FILE": "/crds.ini",
+    "CRDS_DEFAULT_CACHE": "/crds",
+    "CRDS_CWD": "/work",
     "CRDS_DOWNLOAD_PLUGIN": "/bin/x",
     "AWS_CONFIG_FILE": "/home/me/.aws/c",
     "AWS_SHARED_CREDENTIALS_FILE": "/home/me/.aws/d",
@@ -273,6 +289,7 @@ def test_a_store_of_references_on_this_computer() -> None:
         (16.0, None, "16"),
         (4.0, "7", "7"),
         (0.0, "7", "7"),
+        (4.0, "", "4"),
     ],
 )
 def test_threads_follow_cpus(cpus: float, exported: str | None, threads: str | None) -> None:
@@ -849,6 +866,26 @@ def test_nobody_reads_what_it_prints(fake: FakeEngine, tmp_path: Path, stream: s
     assert len(other) == size
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("play", [Play(b"x", b"y", 7), Play(b"x" * 200_000, b"y" * 200_000, 7)], ids=["little", "much"])
+@pytest.mark.parametrize("full", [["stdout"], ["stderr"], ["stdout", "stderr"]], ids="+".join)
+def test_what_it_prints_cannot_be_written(fake: FakeEngine, tmp_path: Path, full: list[str], play: Play) -> None:
+    fake.play = replace(play, out_of_memory=True)  # of which a word is said
+    program = Path(sysconfig.get_path("scripts")) / RUN
+    env = user(tmp_path, fake.host, jref="/refs")
+    with Path("/dev/full").open("wb") as device:
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | dict.fromkeys(full, device)
+        done = subprocess.run([str(program), "true"], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, **pipes)
+    assert done.returncode == 7
+    if full == ["stdout"]:
+        lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("caldp: jref")]
+        said = "caldp: standard output cannot be written: No space left on device"
+        assert len([line for line in lines if said in line]) == 1
+        assert done.stderr.count(b"y") >= len(play.err)
+    elif full == ["stderr"]:
+        assert done.stdout == play.out
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_without_a_standard_stream(fake: FakeEngine, tmp_path: Path, closed: str) -> None:
     fake.play = Play(out=b"out\n", code=7)
@@ -862,6 +899,71 @@ def test_without_a_standard_stream(fake: FakeEngine, tmp_path: Path, closed: str
         text=True,
     )
     assert (done.returncode, done.stderr) == (7, "")
+
+
+# ---- TLS
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
+    """The ends of a connection with TLS: ours, and an engine's, to which like to Go an end without a word is one."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "engine")]), datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1).public_key(key.public_key())
+    valid = made.not_valid_before(now).not_valid_after(now + datetime.timedelta(hours=1)).sign(key, hashes.SHA256())
+    kind = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    pem = serialization.Encoding.PEM
+    (tmp_path / "pem").write_bytes(valid.public_bytes(pem) + key.private_bytes(pem, *kind))
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server.load_cert_chain(tmp_path / "pem")
+    server.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
+    client.load_verify_locations(tmp_path / "pem")
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(server.wrap_socket, theirs, server_side=True)
+        with client.wrap_socket(ours, server_hostname="engine") as one, accepted.result() as other:
+            one.settimeout(30)
+            other.settimeout(30)
+            yield one, other
+
+
+def test_the_end_of_what_is_typed_ends_nothing_else(
+    secured: tuple[ssl.SSLSocket, ssl.SSLSocket], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours, theirs = secured
+    (tmp_path / "typed").write_text("typed")
+    with (tmp_path / "typed").open() as typed_:
+        monkeypatch.setattr(sys, "stdin", typed_)
+        with container._typing(ours, raw=False):
+            assert theirs.recv(100) == b"typed"
+            assert theirs.recv(100) == b""
+    theirs.sendall(b"answer")
+    assert ours.recv(100) == b"answer"
+
+
+def test_nothing_that_it_prints_is_kept_back(secured: tuple[ssl.SSLSocket, ssl.SSLSocket]) -> None:
+    ours, theirs = secured
+    frames = container._frames(ours, tty=False)
+    for data in (b"early", b"x" * 100_000):
+        with ThreadPoolExecutor(1) as pool:
+            sent = pool.submit(theirs.sendall, struct.pack(">BxxxL", 2, len(data)) + data)
+            got = b""
+            while len(got) < len(data):
+                stream, piece = next(frames)
+                got += piece
+            sent.result()
+        assert (stream, got) == (2, data)
+
+
+def test_pieces_of_what_it_prints() -> None:
+    """However they come."""
+    pieces = [(1, b"out"), (1, b""), (2, b"e" * 300)]
+    sent = b"".join(struct.pack(">BxxxL", number, len(data)) + data for number, data in pieces)
+    for size in (1, 2, 7, 8, 11, 12, 1000):
+        stream = io.BytesIO(sent)
+        frames = list(container._frames(SimpleNamespace(recv=lambda _, s=stream, n=size: s.read(n)), tty=False))
+        assert b"".join(data for number, data in frames if number == 1) == b"out"
+        assert b"".join(data for number, data in frames if number == 2) == b"e" * 300
 
 
 # ---- a terminal

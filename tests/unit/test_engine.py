@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import http.client
 import json
 import os
 import socket
@@ -180,8 +181,8 @@ def test_an_engine_in_trouble(home: Path, fake: FakeEngine, command: tuple[str, 
         ("GET /version", 200, '{"ApiVersion": "1.2"}', "API versions below"),
         ("GET /version", 404, "<html>not here</html>", "not here"),
         ("GET /_ping", 500, '{"message": "stomach ache"}', "stomach ache"),
-        ("GET /images/caldp:latest/json", 200, "rubbish", "caldp:latest cannot be looked at"),
-        ("GET /images/caldp:latest/json", 500, '{"message": "stomach ache"}', "looked at: stomach ache"),
+        ("GET /images/caldp:latest/json", 200, "rubbish", "caldp:latest cannot run true: "),
+        ("GET /images/caldp:latest/json", 500, '{"message": "stomach ache"}', "cannot run true: stomach ache"),
         ("GET /info", 200, "rubbish", "caldp:latest cannot run true"),
         ("POST /containers/create", 500, "", "caldp:latest cannot run true"),
     ],
@@ -334,6 +335,7 @@ def _circle() -> DockerException:
         (_wrapped(errno.ECONNRESET), "the Docker daemon at unix:///x is not running"),
         (_wrapped(errno.EACCES), "not allowed to use the Docker engine at unix:///x"),
         (_wrapped(errno.EPERM), "not allowed to use the Docker engine at unix:///x"),
+        (DockerException(http.client.RemoteDisconnected("Remote end closed")), "the Docker daemon at unix:///x is not"),
         (_wrapped(errno.EHOSTUNREACH), os.strerror(errno.EHOSTUNREACH)),
         (_api_error(APIError, 500, "two\nlines"), "oh no: two lines"),
         (_api_error(NotFound, 404, None), "404 Client Error"),
@@ -342,7 +344,7 @@ def _circle() -> DockerException:
     ],
 )
 def test_what_docker_raises_is_explained(error: Exception, said: str) -> None:
-    with pytest.raises(EngineError) as caught, engine.explained("oh no", "unix:///x"):
+    with pytest.raises(EngineError) as caught, engine.explained("oh no", {"DOCKER_HOST": "unix:///x"}):
         raise error
     assert str(caught.value).startswith("oh no: ")
     assert said in str(caught.value)
@@ -353,9 +355,17 @@ def test_what_docker_raises_is_explained(error: Exception, said: str) -> None:
 
 @pytest.mark.parametrize("error", [UsageError("mine"), EngineError("mine"), KeyError("mine"), KeyboardInterrupt()])
 def test_what_is_not_dockers_passes(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, engine.explained("oh no"):
+    with pytest.raises(type(error)) as caught, engine.explained("oh no", {}):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+def test_an_engine_that_goes_away_is_named(home: Path, fake: FakeEngine, command: tuple[str, ...]) -> None:
+    fake.leaves = True
+    line = failed(home, fake.host, command)
+    assert "caldp:latest cannot " in line
+    assert f"there is no Docker engine at {fake.host}; install" in line
 
 
 # ---- an engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -13,9 +14,10 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
-import boto3
 import docker
 import pytest
 from moto import mock_aws
@@ -352,6 +354,7 @@ def test_the_command_that_builds(settings: ImageConfig, clone: Path, builder: Fa
         f"CSYS_VER=caldp_{caldp.__version__}",
     ]
     assert not {"--network", "--no-cache", "--secret"} & set(argv)
+    assert not [text for text in argv if "proxy" in text.lower()]
     assert builder.directory == clone
     environment = builder.environment
     assert (environment["DOCKER_BUILDKIT"], environment["BUILDKIT_PROGRESS"]) == ("1", "plain")
@@ -372,7 +375,8 @@ def test_labels(settings: ImageConfig, clone: Path, builder: FakeDocker, fake: F
     image.build(settings, clone, told.append)
     found = labels(builder)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found.pop("created"))
-    assert found == {"version": caldp.__version__, "base.name": BASE, "base.digest": DIGEST}
+    conda = {"caldp.conda.name": CONDA, "caldp.conda.digest": f"sha256:{hashlib.sha256(CONDA.encode()).hexdigest()}"}
+    assert found == {"version": caldp.__version__, "base.name": BASE, "base.digest": DIGEST, **conda}
     assert f"BASE_IMAGE={BASE}@{DIGEST}" in builder.all("--build-arg")
     assert f"{BASE} is {DIGEST}" in told
 
@@ -383,6 +387,16 @@ def test_labels_of_a_base_that_is_only_here(
     fake.images[BASE] = {"Id": DIGEST}
     image.build(settings, clone, told.append)
     assert (labels(builder)["base.name"], labels(builder)["base.digest"]) == (BASE, DIGEST)
+
+
+def test_labels_of_the_image_with_conda(
+    settings: ImageConfig, clone: Path, builder: FakeDocker, fake: FakeEngine, told: list[str]
+) -> None:
+    fake.registry[CONDA] = DIGEST
+    image.build(settings, clone, told.append)
+    assert (labels(builder)["caldp.conda.name"], labels(builder)["caldp.conda.digest"]) == (CONDA, DIGEST)
+    image.build(replace(settings, hstcal="none"), clone, told.append)
+    assert not [name for name in labels(builder) if "conda" in name]
 
 
 def git(clone: Path, *args: str) -> str:
@@ -484,6 +498,17 @@ def test_a_password_is_in_the_secret_only(settings: ImageConfig, clone: Path, tm
     assert not Path(folder).exists()
 
 
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "all_proxy"])
+def test_a_proxy_is_handed_on_by_name(
+    settings: ImageConfig, clone: Path, builder: FakeDocker, told: list[str], name: str
+) -> None:
+    proxy = f"http://me:{PASSWORD}@proxy.example.org:3128"
+    image.build(with_environment(settings, **{name: proxy, "HTTPS_PROXY": "", "MY_PROXY": "x"}), clone, told.append)
+    assert [text for text in builder.all("--build-arg") if "proxy" in text.lower()] == [name]
+    assert builder.environment[name] == proxy
+    assert PASSWORD not in " ".join(builder.argv)
+
+
 @pytest.mark.parametrize("missing", ["Dockerfile", "container"])
 def test_no_clone(settings: ImageConfig, clone: Path, fake: FakeEngine, told: list[str], missing: str) -> None:
     (clone / missing).rmdir() if missing == "container" else (clone / missing).unlink()
@@ -499,6 +524,22 @@ FAILURES = {
         "docker build failed (exit status 1): ERROR: executor failed running [/bin/sh -c x]: exit code: 3",
         "see the lines above",
     ),
+    # An old builder, and a new one.
+    r"""echo '#5 2.799 ERROR: No matching distribution found for x'
+        echo '#5 ERROR: executor failed running [/bin/sh -c pip install x]: exit code: 1'; echo ------
+        echo ' > [2/2] RUN echo error:'; echo ------
+        echo 'executor failed running [/bin/sh -c echo error]: exit code: 1'; exit 1""": (
+        "docker build failed (exit status 1): ERROR: No matching distribution found for x",
+        "see the lines above",
+    ),
+    r"""echo '#5 2.799 PackagesNotFoundError: no hstcal=9'
+        echo '#5 ERROR: process "/bin/sh -c x" did not complete successfully: exit code: 1'; echo ------
+        echo ' > [2/2] RUN x:'; echo '2.799 PackagesNotFoundError: no hstcal=9'; echo ------
+        echo 'Dockerfile:2'; echo '   2 | >>> RUN x || echo error'
+        echo 'ERROR: failed to solve: process "/bin/sh -c x" did not complete successfully: exit code: 1'; exit 1""": (
+        "docker build failed (exit status 1): PackagesNotFoundError: no hstcal=9",
+        "see the lines above",
+    ),
     r"""echo '#9 12.34 error: command x failed'; echo done; exit 1""": (
         "docker build failed (exit status 1): error: command x failed",
         "see the lines above",
@@ -508,7 +549,7 @@ FAILURES = {
         "free space for the engine",
     ),
     r"""echo '#7 0.1 ERROR: x'; echo 'ERROR: failed to solve: write /var/y: no space left on device'; exit 1""": (
-        "ERROR: failed to solve: write /var/y: no space left on device",
+        "docker build failed (exit status 1): ERROR: failed to solve: write /var/y: no space left on device",
         "free space for the engine",
     ),
     r"""echo 'ERROR: pull access denied, repository does not exist'; exit 1""": ("pull access denied", "docker login"),
@@ -617,6 +658,15 @@ def test_the_command_that_fails(settings: ImageConfig, clone: Path, tmp_path: Pa
     assert "docker system prune" in line
 
 
+def test_a_quiet_command_that_fails_shows_the_end(settings: ImageConfig, clone: Path, tmp_path: Path) -> None:
+    make_docker(tmp_path / "bin", build="for i in $(seq 50); do echo line $i; done; exit 1")
+    done = typed("caldp-image-build", "--quiet", cwd=clone, env=environment_of(settings))
+    *shown, line = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (125, "")
+    assert shown == [f"line {number}" for number in range(31, 51)]
+    assert line.endswith("see the lines above")
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
 def test_a_build_that_is_stopped_leaves_no_secrets(
     settings: ImageConfig, clone: Path, tmp_path: Path, signum: signal.Signals
@@ -685,11 +735,11 @@ def test_an_image_that_is_nowhere(client: docker.DockerClient, told: list[str]) 
 
 
 def test_an_engine_that_fails_while_a_name_is_pinned(
-    client: docker.DockerClient, fake: FakeEngine, told: list[str]
+    settings: ImageConfig, clone: Path, fake: FakeEngine, told: list[str]
 ) -> None:
     fake.refuse("GET /images/", 500, "stomach ache")
-    with pytest.raises(EngineError, match="no/such:image cannot be looked at: stomach ache"):
-        image.pin(client, "no/such:image", told.append)
+    with pytest.raises(EngineError, match="caldp:latest cannot be built: stomach ache"):
+        image.build(settings, clone, told.append)
 
 
 # ---- what is here
@@ -818,10 +868,19 @@ def test_a_push_that_ends_too_early(settings: ImageConfig, fake: FakeEngine, tol
 def test_a_push_that_hangs(
     settings: ImageConfig, fake: FakeEngine, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_TIMEOUT", 0.3)
-    fake.pushed, fake.hangs = PUSHED[:2], True
+    monkeypatch.setattr(image, "_PUSH_TIMEOUT", 0.3)
+    fake.pushed, fake.hangs = PUSHED[:2], 60
     with pytest.raises(EngineError, match="caldp:latest cannot be pushed: .*timed out"):
         image.push(settings, told.append)
+
+
+def test_a_push_of_which_nothing_is_heard_for_a_while(
+    settings: ImageConfig, fake: FakeEngine, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_TIMEOUT", 0.3)
+    fake.pushed, fake.hangs = PUSHED, 0.6
+    assert image.push(settings, told.append) == f"caldp@{DIGEST}"
+    assert image._PUSH_TIMEOUT >= 600
 
 
 @pytest.mark.parametrize("nonsense", [b"rubbish\r\n", b"\xff\xff\r\n"])
@@ -858,6 +917,15 @@ def test_nobody_reads_what_the_push_says(settings: ImageConfig, fake: FakeEngine
             [str(program)], cwd=tmp_path, env=settings.environment, stdout=closed, stderr=subprocess.PIPE, text=True
         )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_what_the_push_says_cannot_be_written(settings: ImageConfig, fake: FakeEngine, tmp_path: Path) -> None:
+    program = Path(sysconfig.get_path("scripts")) / "caldp-image-push"
+    with Path("/dev/full").open("wb") as full:
+        for image_, code in (("caldp:latest", 0), ("caldp:other", 125)):
+            env = {**settings.environment, "CALDP_DOCKER_IMAGE": image_}
+            assert subprocess.run([str(program)], cwd=tmp_path, env=env, stdout=full, stderr=full).returncode == code
 
 
 # ---- Amazon ECR
@@ -897,7 +965,7 @@ def test_names_of_amazons_registries(name: str, account: str, region: str) -> No
 def test_names_of_other_registries(name: str) -> None:
     assert image._ECR.fullmatch(name) is None
     with pytest.raises(ValueError, match=re.escape(name)):
-        image.ecr_login(name)
+        image.ecr_login(name, {})
 
 
 @pytest.fixture
@@ -908,52 +976,55 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent/aws-config")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/aws-credentials")
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers credentials
     return monkeypatch
 
 
-def credentials(aws: pytest.MonkeyPatch) -> None:
-    """Have credentials."""
-    aws.setenv("AWS_ACCESS_KEY_ID", "test")
-    aws.setenv("AWS_SECRET_ACCESS_KEY", "test")
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+
+
+def answering(aws: pytest.MonkeyPatch, answer: Any) -> Any:
+    """Have a client of ECR with an answer of its own, and what it was asked."""
+    client = SimpleNamespace(get_authorization_token=Mock(return_value=answer))
+    session = SimpleNamespace(create_client=Mock(return_value=client))
+    aws.setattr(image.s3, "session_of", Mock(return_value=session))
+    return SimpleNamespace(client=session.create_client, token=client.get_authorization_token)
 
 
 def test_the_login_of_amazon(aws: pytest.MonkeyPatch) -> None:
-    credentials(aws)
     with mock_aws():
-        assert image.ecr_login(ECR) == {"username": "AWS", "password": "123456789012-auth-token"}
+        assert image.ecr_login(ECR, CREDENTIALS) == {"username": "AWS", "password": "123456789012-auth-token"}
 
 
-def test_the_login_is_that_of_the_account_and_region(aws: pytest.MonkeyPatch) -> None:
-    client = _Answering({"authorizationData": [{"authorizationToken": "QVdTOng6eQ=="}]})
-    aws.setattr(boto3, "client", client)
-    assert image.ecr_login(ECR) == {"username": "AWS", "password": "x:y"}
-    assert client.asked == [("ecr",), {"region_name": "eu-west-1"}, {"registryIds": ["123456789012"]}]
+@pytest.mark.parametrize(
+    ("variables", "endpoint"),
+    [
+        ({}, None),
+        ({"AWS_ENDPOINT_URL": "http://x"}, "http://x"),
+        ({"AWS_ENDPOINT_URL": "http://x", "AWS_ENDPOINT_URL_ECR": "http://y"}, "http://y"),
+    ],
+)
+def test_the_login_is_that_of_the_account_and_region(
+    aws: pytest.MonkeyPatch, variables: dict[str, str], endpoint: str | None
+) -> None:
+    asked = answering(aws, {"authorizationData": [{"authorizationToken": "QVdTOng6eQ=="}]})
+    assert image.ecr_login(ECR, variables) == {"username": "AWS", "password": "x:y"}
+    asked.client.assert_called_once_with("ecr", region_name="eu-west-1", endpoint_url=endpoint)
+    asked.token.assert_called_once_with(registryIds=["123456789012"])
+
+
+def test_the_profile_is_that_of_the_settings(aws: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    aws.setenv("AWS_PROFILE", "not-this-one")
+    (tmp_path / "mine").write_text("[hst]\naws_access_key_id = A\naws_secret_access_key = B\n")
+    variables = {"AWS_PROFILE": "hst", "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "mine")}
+    with mock_aws():
+        assert image.ecr_login(ECR, variables)["username"] == "AWS"
 
 
 def test_no_credentials(aws: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError) as caught:
-        image.ecr_login(ECR)
+        image.ecr_login(ECR, {})
     assert caught.value.message.startswith(f"{ECR}: Amazon ECR does not log us in (Unable to locate credentials")
     assert "AWS credentials" in caught.value.remedy
-
-
-class _Answering:
-    """A client of ECR with an answer of its own."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-        self.asked: list[Any] = []
-
-    def __call__(self, *args: Any, **options: Any) -> _Answering:
-        self.asked += [args, options]
-        return self
-
-    def get_authorization_token(self, **options: Any) -> Any:
-        self.asked.append(options)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
 
 
 @pytest.mark.parametrize(
@@ -966,25 +1037,22 @@ class _Answering:
     ],
 )
 def test_an_answer_of_amazon_that_is_none(aws: pytest.MonkeyPatch, answer: Any) -> None:
-    credentials(aws)
-    aws.setattr(boto3, "client", _Answering(answer))
+    answering(aws, answer)
     with pytest.raises(EngineError, match="Amazon ECR does not log us in"):
-        image.ecr_login(ECR)
+        image.ecr_login(ECR, {})
 
 
 def test_an_address_of_amazon_that_is_none(aws: pytest.MonkeyPatch) -> None:
-    credentials(aws)
-    aws.setenv("AWS_ENDPOINT_URL", "nonsense")
     with pytest.raises(EngineError, match="Amazon ECR does not log us in"):
-        image.ecr_login(ECR)
+        image.ecr_login(ECR, {**CREDENTIALS, "AWS_ENDPOINT_URL": "nonsense"})
 
 
 def test_a_push_to_amazon(settings: ImageConfig, fake: FakeEngine, told: list[str], aws: pytest.MonkeyPatch) -> None:
-    credentials(aws)
     fake.pushed = PUSHED
     fake.images[f"{ECR}:1"] = {}
     with mock_aws():
-        assert image.push(replace(settings, image=f"{ECR}:1"), told.append) == f"{ECR}@{DIGEST}"
+        changed = with_environment(replace(settings, image=f"{ECR}:1"), **CREDENTIALS)
+        assert image.push(changed, told.append) == f"{ECR}@{DIGEST}"
     assert fake.logins == [{"username": "AWS", "password": "123456789012-auth-token"}]
     assert "auth-token" not in "\n".join(told)
 
