@@ -278,6 +278,11 @@ def load(
     )
 
 
+def inherited() -> dict[str, str]:
+    """Return the environment of the caller, for commands of ours that we start and that read it themselves."""
+    return dict(os.environ)
+
+
 @dataclass(frozen=True)
 class ImageConfig:
     """What ``caldp-image-config`` says of the Docker image, and what a container is given.

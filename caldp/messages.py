@@ -117,8 +117,8 @@ class Status:
         return self.rank >= STATES["processed"][0]
 
     def failed(self, error: CaldpError) -> Status:
-        """Return the error state that follows this one."""
-        return replace(self, state="error", reason=str(error), exit_code=error.code, at="", by="", beat="")
+        """Return the error state that follows this one; a campaign has not judged it yet."""
+        return replace(self, state="error", reason=str(error), exit_code=error.code, cause="", at="", by="", beat="")
 
     def following(self, earlier: Status | None) -> Status:
         """Return this one with what a campaign knows of the dataset.
@@ -339,6 +339,34 @@ def advance(store: Store, status: Status, seen: tuple[Status | None, str] | None
             continue
         project(store, written)
         return written, True
+
+
+def amend(store: Store, status: Status) -> bool:
+    """Write what a campaign has found out about the state that a dataset is in, which stays the same.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+    status : Status
+        The state that was judged, with the fields of a campaign.
+
+    Returns
+    -------
+    bool
+        False if the dataset is in another state by now: nothing was changed.
+    """
+    found = {name: getattr(status, name) for name in _CAMPAIGN}
+    while True:
+        current, etag = _read(store, status.dataset)
+        if current is None or current.order != status.order:
+            return False
+        amended = replace(current, **found)
+        if amended == current:
+            return True
+        with contextlib.suppress(ConflictError):
+            store.put(status_key(status.dataset), _body(amended), Update(etag))
+            return True
 
 
 def project(store: Store, status: Status) -> None:

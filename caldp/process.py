@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from caldp import config, instruments, messages
@@ -18,6 +19,7 @@ from caldp.config import DEFAULT_CONFIG, Config
 from caldp.dataset import Dataset
 from caldp.errors import CaldpError, DuplicateError, ExistsError, ReferencesError, Stop, describe
 from caldp.instruments import Instrument
+from caldp.manifest import read_manifest, verified
 from caldp.messages import Claim, Status
 from caldp.reporter import Outcome, Reporter
 from caldp.store import Store, open_store, parse_uri
@@ -267,10 +269,8 @@ def already_processed(job: Job, outcome: Outcome) -> bool:
     counted = job.settings.attempt
     if job.request.existing == "overwrite" and not counted:
         return False
-    from caldp import publish
-
     last = messages.read(job.store, job.dataset.name)
-    manifest = publish.verified(job.store, job.dataset.prefix)
+    manifest = verified(job.store, job.dataset.prefix)
     if manifest is None or manifest.attempt < counted:
         return False
     if job.request.existing == "error" and not counted:
@@ -309,10 +309,10 @@ def concluded(request: Request, reporter: Reporter, interrupts: Interrupts) -> I
 @contextmanager
 def begun(job: Job, reporter: Reporter, interrupts: Interrupts, outcome: Outcome) -> Iterator[Run]:
     """Begin an attempt; an exception leaves the error state and the logs behind, whatever else fails."""
-    from caldp import heartbeat, publish
+    from caldp import heartbeat, publish, result
 
     job.store.prepare(job.dataset.prefix)
-    there = publish.read_manifest(job.store, job.dataset.prefix)
+    there = read_manifest(job.store, job.dataset.prefix)
     with interrupts.held():  # until it is known what to take back
         identity, published = job.settings.run or _identity(), there.attempt if there else 0
         try:
@@ -322,12 +322,15 @@ def begun(job: Job, reporter: Reporter, interrupts: Interrupts, outcome: Outcome
             _leave(reporter, "state", lambda: messages.abandon(job.store, job.dataset.name, identity, failure))
             raise
     outcome.attempt, outcome.location = mine.attempt, job.store.url(job.dataset.prefix)
+    leave = partial(_leave, reporter, "result")
     try:
         interrupts.check()
         with (
+            result.recorded(job.store, mine, bool(job.settings.attempt), leave) as record,
             opened(job, reporter, interrupts, mine) as run,
             heartbeat.beating(job.store, mine, job.settings.owner_timeout, run.telemetry.cancel_programs) as heart,
         ):
+            record.run = run
             try:
                 run.telemetry.info(f"attempt {mine.attempt}, run {mine.run}, {job.settings.name}")
                 yield run

@@ -33,6 +33,9 @@ TAIL_LINES = 200
 _GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL for a child that we stop."""
 
+_LAST_WORDS = 30.0
+"""Seconds that a program which has reached its time limit gets to say so; as many as AWS Batch gives."""
+
 _PR_SET_PDEATHSIG = 1
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -41,9 +44,32 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _BLOCK = 512
 """Bytes in a block of ``ru_inblock`` and ``ru_oublock``."""
 
+_GROUPS, _GROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""Where the kernel says which control groups are ours, and where they are."""
+
+_NO_LIMIT = 2**60
+"""Bytes from which on a limit of a control group (v1) is none."""
+
 
 class StartError(Exception):
     """A program could not be started at all."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a program may use, with all it starts.
+
+    Attributes
+    ----------
+    seconds : float
+        Wall time, after which it gets SIGTERM, and then SIGKILL.
+    memory : int
+        Resident memory in bytes, at which it gets SIGKILL.  It is looked at four times a second, which needs no
+        privileges; what it shares is counted for each of its processes.
+    """
+
+    seconds: float
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,8 @@ class ProgramRun:
         The last lines it printed.
     oom_kills : int
         Processes of our control group killed by the kernel for memory while it ran.
+    exceeded : str
+        The limit that it was stopped for: ``seconds``, ``memory``, or none.
     """
 
     argv: tuple[str, ...]
@@ -77,6 +105,7 @@ class ProgramRun:
     bytes_out: int = 0
     tail: tuple[str, ...] = ()
     oom_kills: int = 0
+    exceeded: str = ""
 
     @property
     def name(self) -> str:
@@ -149,6 +178,7 @@ def run(
     on_line: LineSink,
     on_memory: MemorySink = lambda _: None,
     cancelled: threading.Event | None = None,
+    limit: Limit | None = None,
 ) -> ProgramRun:
     """Run a program to its end.
 
@@ -165,7 +195,9 @@ def run(
     on_memory : callable, optional
         Receives the resident memory in bytes while it runs.
     cancelled : Event, optional
-        Set by another thread to have the program killed.
+        Set by another thread to have the program killed; with a ``limit``, it gets SIGTERM first.
+    limit : Limit, optional
+        What it may use.
 
     Returns
     -------
@@ -180,7 +212,7 @@ def run(
     -----
     Any exception raised meanwhile (an interrupt, one of ``on_line``) stops the child before it is passed on.
     """
-    kills, own = _oom_kills(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    kills, own = oom_kills(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
     started = time.monotonic()
     tail: list[str] = []
     try:
@@ -199,8 +231,9 @@ def run(
     assert process.stdout is not None  # noqa: S101 - for the type checker: stdout is a pipe
     ended = threading.Event()
     marks: list[int] = []
+    guard = _Guard(process.pid, limit) if limit else None
     try:
-        watch = (process.pid, on_memory, marks, cancelled, ended)
+        watch = (process.pid, on_memory, marks, cancelled, ended, guard)
         threading.Thread(target=_watch, args=watch, daemon=True).start()
         for raw in process.stdout:
             line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
@@ -216,7 +249,9 @@ def run(
         ended.set()
         process.stdout.close()
     peak = usage.ru_maxrss * _RSS_UNIT
-    if peak <= own:
+    if limit:
+        peak = max(marks, default=peak)
+    elif peak <= own:
         # The kernel counts what the child was before it became the program: a copy of us. Then samples say more.
         peak = max(marks, default=0)
     return ProgramRun(
@@ -228,7 +263,8 @@ def run(
         bytes_in=usage.ru_inblock * _BLOCK,
         bytes_out=usage.ru_oublock * _BLOCK,
         tail=tuple(tail),
-        oom_kills=_oom_kills() - kills,
+        oom_kills=oom_kills() - kills,
+        exceeded=guard.exceeded if guard else "",
     )
 
 
@@ -253,10 +289,56 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait(_GRACE if signum == signal.SIGTERM else None)
 
 
+class _Guard:
+    """Watches over the limits of a program, with all it starts."""
+
+    def __init__(self, pid: int, limit: Limit) -> None:
+        self.exceeded = ""
+        self._pid = pid
+        self._limit = limit
+        self._started = time.monotonic()
+        self._end = 0.0
+
+    def look(self, cancelled: bool) -> int:
+        """Stop the program if need be; return the memory it uses, in bytes."""
+        import psutil
+
+        family, size = [psutil.Process(self._pid)], 0
+        with contextlib.suppress(psutil.Error):
+            family += family[0].children(recursive=True)
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                size += process.memory_info().rss
+        seconds = time.monotonic() - self._started
+        if size > self._limit.memory:
+            self.exceeded = "memory"
+            self._kill(family)
+        elif self._end:
+            if seconds > self._end:
+                self._kill(family)
+        elif cancelled or seconds > self._limit.seconds:
+            self.exceeded = "" if cancelled else "seconds"
+            self._end = seconds + _LAST_WORDS
+            os.kill(self._pid, signal.SIGTERM)
+        return size
+
+    def _kill(self, family: list[Any]) -> None:
+        import psutil
+
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
 def _watch(
-    pid: int, on_memory: MemorySink, marks: list[int], cancelled: threading.Event | None, ended: threading.Event
+    pid: int,
+    on_memory: MemorySink,
+    marks: list[int],
+    cancelled: threading.Event | None,
+    ended: threading.Event,
+    guard: _Guard | None,
 ) -> None:
-    """Tell the memory of a running program, and kill it when it is cancelled."""
+    """Tell the memory of a running program, and stop it when it is cancelled or uses too much."""
     import psutil
 
     pause = 0.02
@@ -264,7 +346,8 @@ def _watch(
         process = psutil.Process(pid)
         while not ended.wait(pause):
             pause = min(2 * pause, 0.25)
-            if cancelled is not None and cancelled.is_set():
+            stop = cancelled is not None and cancelled.is_set()
+            if stop and guard is None:
                 os.killpg(pid, signal.SIGKILL)  # run() is waiting for it and will reap it
                 return
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
@@ -272,8 +355,8 @@ def _watch(
                 if not ended.wait(_GRACE / 5):
                     os.killpg(pid, signal.SIGKILL)
                 return
-            size = process.memory_info().rss
-            marks.append(max(size, _high_water(pid)))
+            size = guard.look(stop) if guard else process.memory_info().rss
+            marks.append(size if guard else max(size, _high_water(pid)))
             on_memory(size)
 
 
@@ -291,8 +374,8 @@ def _high_water(pid: int | str) -> int:
     return 0
 
 
-def _oom_kills() -> int:
-    """Count processes of this control group that the kernel killed for memory (cgroup v2, then v1)."""
+def oom_kills() -> int:
+    """Return how many processes of our control group the kernel has killed for memory (cgroup v2, then v1)."""
     for name in _memory_events():
         with contextlib.suppress(OSError, ValueError):
             for line in name.read_text().splitlines():
@@ -302,8 +385,39 @@ def _oom_kills() -> int:
     return 0
 
 
-def _memory_events(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
-    """Return where the kernel may count: for our own control group, or for its root, which ours is in a container."""
+def group_memory(groups: Path = _GROUPS, root: Path = _GROUP_ROOT) -> tuple[int, int]:
+    """Return what our control group has used and may use.
+
+    Parameters
+    ----------
+    groups, root : Path, optional
+        Where the kernel says which group is ours, and where groups are.
+
+    Returns
+    -------
+    peak, limit : int
+        Bytes; 0 where there is no limit, or the kernel does not say.  The peak counts files that the kernel keeps in
+        memory, which it would have dropped sooner than kill.
+    """
+    peak = _first_number(_group_files("memory.peak", "memory.max_usage_in_bytes", groups, root))
+    limit = _first_number(_group_files("memory.max", "memory.limit_in_bytes", groups, root))
+    return peak, limit if limit < _NO_LIMIT else 0
+
+
+def _first_number(files: list[Path]) -> int:
+    for name in files:
+        with contextlib.suppress(OSError, ValueError):
+            return int(name.read_text())
+    return 0
+
+
+def _memory_events(groups: Path = _GROUPS, root: Path = _GROUP_ROOT) -> list[Path]:
+    """Return where the kernel may count what it has killed."""
+    return _group_files("memory.events", "memory.oom_control", groups, root)
+
+
+def _group_files(v2: str, v1: str, groups: Path, root: Path) -> list[Path]:
+    """Return where the kernel may tell: for our own control group, or for its root, which ours is in a container."""
     own = {"": "", "memory": ""}
     with contextlib.suppress(OSError):
         for line in groups.read_text().splitlines():
@@ -311,9 +425,4 @@ def _memory_events(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("
             for controller in controllers.split(","):
                 if controller in own:
                     own[controller] = path.strip("/")
-    return [
-        root / own[""] / "memory.events",
-        root / "memory.events",
-        root / "memory" / own["memory"] / "memory.oom_control",
-        root / "memory" / "memory.oom_control",
-    ]
+    return [root / own[""] / v2, root / v2, root / "memory" / own["memory"] / v1, root / "memory" / v1]

@@ -8,7 +8,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,83 +23,17 @@ from caldp.errors import (
     Stop,
 )
 from caldp.inputs import Inputs
+from caldp.manifest import MANIFEST, Manifest, read_manifest
 from caldp.messages import Status
 from caldp.references import References
 from caldp.run import Run
 from caldp.store import Store, Stored, absolute_uri, sha256
 from caldp.telemetry import LOG_FILES
 
-MANIFEST = "manifest.json"
 REPORT = "report.html"
 
 #: What a dataset's folder holds besides the files that its manifest lists.
 _OURS = {MANIFEST, REPORT, *(f"logs/{name}" for name in LOG_FILES)}
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What was published: products and previews with size and sha256, references with sha1, versions, settings.
-
-    Attributes
-    ----------
-    record : mapping
-        The JSON document.
-    """
-
-    record: Mapping[str, Any]
-
-    @property
-    def attempt(self) -> int:
-        """The attempt that published it."""
-        return int(self.record["attempt"])
-
-    def status(self) -> Status:
-        """Return the state that this manifest proves."""
-        record = self.record
-        return Status(
-            record["dataset"],
-            self.attempt,
-            "processed",
-            record["run"],
-            record["reason"],
-            0,
-            retry=record.get("retry", 1),
-        )
-
-    def files(self) -> list[dict[str, Any]]:
-        """Products and previews."""
-        return [*self.record["products"], *self.record["previews"]]
-
-    def to_bytes(self) -> bytes:
-        """Return the document as written."""
-        return json.dumps(self.record, indent=1, sort_keys=False).encode() + b"\n"
-
-    def __str__(self) -> str:
-        return f"{len(self.record['products'])} products, {len(self.record['previews'])} previews"
-
-
-def read_manifest(store: Store, prefix: str) -> Manifest | None:
-    """Read the manifest of a dataset, or None when there is none."""
-    blob = store.get(f"{prefix}/{MANIFEST}")
-    if blob is None:
-        return None
-    try:
-        record = json.loads(blob.data)
-        complete = record["format"] == 1 and record.keys() >= {"attempt", "run", "reason", "products", "previews"}
-        return Manifest(record) if complete else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def verified(store: Store, prefix: str) -> Manifest | None:
-    """Return the manifest of a dataset if every file that it lists is there with its size and checksum."""
-    manifest = read_manifest(store, prefix)
-    if manifest is None:
-        return None
-    try:
-        return None if store.damaged(prefix, manifest.files()) else manifest
-    except (ValueError, KeyError, TypeError):  # entries that make no sense
-        return None
 
 
 def publish(

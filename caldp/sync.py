@@ -38,8 +38,9 @@ from caldp.errors import (
     describe,
 )
 from caldp.local_store import LocalStore
+from caldp.manifest import MANIFEST, read_manifest
 from caldp.messages import STATES, Status
-from caldp.publish import MANIFEST, REPORT, read_manifest
+from caldp.publish import REPORT
 from caldp.reporter import human_time
 from caldp.store import Copy, Entry, NoObjectError, Progress, Store, parse_uri
 from caldp.sync_watch import Result, Summary, Watch

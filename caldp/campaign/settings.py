@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -154,6 +154,17 @@ class Settings:
     canary_failures: float = 0.2
     submit_rate: float = 25.0
     prices: Prices = field(default_factory=Prices)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, as ``from_json`` reads them."""
+        return {
+            **{f.name: getattr(self, f.name) for f in fields(self)},
+            "rungs": [asdict(rung) for rung in self.rungs],
+            "time_limits": list(self.time_limits),
+            "estimates": {kind: asdict(estimate) for kind, estimate in self.estimates.items()},
+            "budgets": {name: {**asdict(b), "delays": list(b.delays)} for name, b in self.budgets.items()},
+            "prices": asdict(self.prices),
+        }
 
     def rung(self, name: str) -> Rung:
         """Return a step of the ladder by name; UsageError when there is none."""

@@ -15,7 +15,7 @@ import pytest
 from astropy.io import fits
 
 from caldp.local_store import LocalStore
-from caldp.publish import verified
+from caldp.manifest import verified
 from tests.desk import Desk, assert_ended, assert_tidy, child_named, linked_cache, small_disk
 
 ACQ = "ldfd01vlq"

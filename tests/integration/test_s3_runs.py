@@ -19,7 +19,7 @@ import pytest
 from astropy.io import fits
 
 from caldp import messages
-from caldp.publish import read_manifest, verified
+from caldp.manifest import read_manifest, verified
 from caldp.s3_store import S3Store
 from caldp.simulate import Simulation, simulate
 from caldp.telemetry import LOG_FILES

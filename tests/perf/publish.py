@@ -131,6 +131,7 @@ import json, os, shutil, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from caldp import publish
+from caldp.manifest import MANIFEST
 from caldp.messages import Status
 from caldp.store import open_store
 
@@ -148,7 +149,7 @@ files = [{"name": name, "size": path.stat().st_size, "sha256": sums[name]} for n
 
 def seal(stored):
     entries = [{**file, "etag": stored[file["name"]].etag} for file in files]
-    return publish.MANIFEST, json.dumps({"products": entries}, indent=1).encode()
+    return MANIFEST, json.dumps({"products": entries}, indent=1).encode()
 
 store.publish(staging, where, lambda: publish._replaceable(store, mine, where), seal, sums=sums)
 print(json.dumps({"sha256": hashed - begun, "objects and manifest": time.monotonic() - hashed}))

@@ -17,7 +17,8 @@ from caldp.create_preview import Preview
 from caldp.errors import BusyError
 from caldp.inputs import Inputs, fetch
 from caldp.local_store import LocalStore
-from caldp.publish import Manifest, publish_logs, read_manifest, verified
+from caldp.manifest import Manifest, read_manifest, verified
+from caldp.publish import publish_logs
 from caldp.references import Reference, References
 from caldp.run import Run
 from caldp.store import Overwrite

@@ -1,0 +1,196 @@
+"""What a batch keeps of its campaign, in ``control/``: what was asked for, what was planned, who did what."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from caldp import messages
+from caldp.campaign.shards import Line, Shard, jsonl, parse_jsonl
+from caldp.errors import OutputError, UsageError
+from caldp.store import ConflictError, Create, Overwrite, Store, Update
+
+REQUEST, PLAN, REJECTED = "control/request.json", "control/plan.json", "control/rejected.jsonl"
+OBSERVATIONS, PAUSE, AUDIT = "control/observations.jsonl", "control/pause", "control/audit.jsonl"
+MANIFESTS, CLAIMS, LOGS = "control/manifests", "control/shards", "control/logs"
+
+
+def manifest_key(shard: str) -> str:
+    """Key of the list of datasets of a shard."""
+    return f"{MANIFESTS}/{shard}.jsonl"
+
+
+def claim_key(shard: str) -> str:
+    """Key of what says that a shard is being submitted, or was."""
+    return f"{CLAIMS}/{shard}.json"
+
+
+def result_key(dataset: str, attempt: int, retry: int = 1) -> str:
+    """Key of what a job said of itself at its end."""
+    return f"control/results/{dataset}/{attempt}.{retry}.json"
+
+
+def log_key(dataset: str, attempt: int) -> str:
+    """Key of what a job of the local runner printed."""
+    return f"{LOGS}/{dataset}/{attempt}.log"
+
+
+def who() -> str:
+    """Say who is at the keyboard: user and host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as containers have them
+        user = str(os.getuid())
+    return f"{user}@{os.uname().nodename}"
+
+
+class Control:
+    """The ``control/`` of one batch.
+
+    Parameters
+    ----------
+    store : Store
+        The batch.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def name(self) -> str:
+        """What the batch is called: the last part of where it is."""
+        return self.store.uri.rstrip("/").rpartition("/")[2]
+
+    # ---- what was asked for, and what was planned
+
+    def claim(self, request: Mapping[str, Any], same: tuple[str, ...]) -> None:
+        """Make this batch the one of a request.
+
+        Parameters
+        ----------
+        request : mapping
+            What was asked for.
+        same : tuple of str
+            The fields that two requests must have in common to be the same one.
+
+        Raises
+        ------
+        UsageError
+            If the batch is another request's.
+        """
+        try:
+            self.store.put(REQUEST, _pretty(request), Create())
+        except ConflictError:
+            self.check_same(self.request(), request, same)
+
+    def check_same(self, first: Mapping[str, Any], request: Mapping[str, Any], same: tuple[str, ...]) -> None:
+        """Raise UsageError if the request that the batch has is another one."""
+        differs = [name for name in same if first.get(name) != json.loads(json.dumps(request.get(name)))]
+        if differs:
+            raise UsageError(
+                f"{self.store.url()} is the campaign of another request ({', '.join(differs)}: not the same)",
+                remedy="give another output, or resume that campaign with --resume",
+            )
+
+    def known(self) -> dict[str, Any] | None:
+        """Return what was asked for, or None when there is no campaign."""
+        return self._read(REQUEST)
+
+    def planned(self) -> dict[str, Any] | None:
+        """Return what was planned, or None when there is no plan, or it was not written down to its end."""
+        return self._read(PLAN)
+
+    def request(self) -> dict[str, Any]:
+        """Return what was asked for; UsageError when there is no campaign."""
+        return self._record(REQUEST)
+
+    def plan(self) -> dict[str, Any]:
+        """Return what was planned; UsageError when there is no campaign, or it was never planned to its end."""
+        return self._record(PLAN)
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Put down what was planned: from here on the campaign exists."""
+        self.store.put(PLAN, _pretty(plan), Overwrite())
+
+    def put_once(self, key: str, data: bytes) -> None:
+        """Put something down that stays as it is from then on."""
+        with contextlib.suppress(ConflictError):
+            self.store.put(key, data, Create())
+
+    def write_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Put down a list of records, one a line."""
+        self.store.put(key, "".join(json.dumps(record) + "\n" for record in records).encode(), Overwrite())
+
+    def write_manifest(self, shard: Shard) -> None:
+        """Put down the datasets of a shard."""
+        self.store.put(manifest_key(shard.name), jsonl(shard.lines), Overwrite())
+
+    def shards(self) -> list[str]:
+        """Return the names of all shards."""
+        return sorted(name.removesuffix(".jsonl") for name in self.store.names(MANIFESTS) if name.endswith(".jsonl"))
+
+    def lines(self, shard: str) -> list[Line]:
+        """Return the datasets of a shard; OutputError when its manifest is not there, or damaged."""
+        blob = self.store.get(manifest_key(shard))
+        if blob is None:
+            raise OutputError(f"{self.store.url(manifest_key(shard))} is missing", remedy="submit the list again")
+        try:
+            return parse_jsonl(blob.data)
+        except (ValueError, TypeError, KeyError) as error:
+            raise OutputError(f"{self.store.url(manifest_key(shard))} is no manifest ({error})") from error
+
+    # ---- how it goes
+
+    def result(self, dataset: str, attempt: int, retry: int = 1) -> dict[str, Any] | None:
+        """Return what a job said of itself, or None: it may have been killed before it could."""
+        return self._read(result_key(dataset, attempt, retry))
+
+    def paused(self) -> str:
+        """Say why nothing more is to be submitted; empty when that is not so."""
+        blob = self.store.get(PAUSE)
+        return "" if blob is None else blob.data.decode("utf-8", errors="replace").strip() or "paused"
+
+    def pause(self, why: str) -> None:
+        """Let nothing more be submitted."""
+        self.store.put(PAUSE, f"{why}\n".encode(), Overwrite())
+
+    def unpause(self) -> None:
+        """Let it go on."""
+        self.store.delete(PAUSE)
+
+    def audit(self, what: str, why: str = "", **details: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+        """Put down who did what, when and why; earlier lines stay."""
+        line = json.dumps({"at": messages.now(), "by": who(), "what": what, "why": why, **details}).encode() + b"\n"
+        while True:
+            blob = self.store.get(AUDIT)
+            try:
+                self.store.put(AUDIT, (blob.data if blob else b"") + line, Update(blob.etag) if blob else Create())
+                return
+            except ConflictError:
+                continue
+
+    def _read(self, key: str) -> dict[str, Any] | None:
+        blob = self.store.get(key)
+        if blob is None:
+            return None
+        try:
+            record = json.loads(blob.data)
+        except ValueError as error:
+            raise OutputError(f"{self.store.url(key)} is damaged ({error})", remedy="remove it") from error
+        return record if isinstance(record, dict) else None
+
+    def _record(self, key: str) -> dict[str, Any]:
+        record = self._read(key)
+        if record is None:
+            raise UsageError(
+                f"{self.store.url()} is no campaign: there is no {key}", remedy="caldp campaign submit makes one"
+            )
+        return record
+
+
+def _pretty(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, indent=1).encode() + b"\n"
