@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NoReturn
 import click
 
 import caldp
-from caldp.config import DEFAULT_CONFIG
+from caldp.config import DEFAULT_CONFIG, array_index
 from caldp.errors import EXIT_CODES, CaldpError, UsageError, describe
 from caldp.messages import Claim
 from caldp.process import EXISTING, Interrupts, Request, concluded, plan, process, survey
@@ -68,7 +68,7 @@ def _run(
     as_json: bool,
     verbose: bool,
     quiet: bool,
-    mistake: UsageError | None = None,
+    mistake: CaldpError | None = None,
     **options: Any,  # noqa: ANN401 - the rest of Request
 ) -> NoReturn:
     """Calibrate one dataset, or say what is wrong with the command line, and exit."""
@@ -116,7 +116,8 @@ def process_command(ipppssoot: str, input_uri: str, output_uri: str, config: str
 
     \b
     OUTPUT     s3://bucket/prefix; products go to data/, the state to messages/ (file:<directory> does too)
-    IPPPSSOOT  dataset: j8cb010b0, a visit such as acs_8ph_01, a sky cell such as skycell-p2381x06y09
+    IPPPSSOOT  dataset: j8cb010b0, a visit such as acs_8ph_01, a sky cell such as skycell-p2381x06y09;
+               or @MANIFEST of a campaign, of which a child of an array takes line AWS_BATCH_JOB_ARRAY_INDEX
 
     It is caldp-process IPPPSSOOT astroquery: OUTPUT caldp-config-aws.
     """,
@@ -136,7 +137,24 @@ def process_command(ipppssoot: str, input_uri: str, output_uri: str, config: str
 @click.version_option(caldp.__version__, prog_name="caldp-process-aws")
 def process_aws_command(output_uri: str, ipppssoot: str, input_uri: str, config: str, **options: Any) -> None:  # noqa: ANN401 - see _run
     """Calibrate one HST dataset where AWS Batch does."""
-    _run(ipppssoot, input_uri, output_uri, config, mistake=_wrong_output(output_uri, ipppssoot), **options)
+    mistake: CaldpError | None = _wrong_output(output_uri, ipppssoot)
+    attempt = 0
+    if ipppssoot.startswith("@") and mistake is None:
+        try:
+            ipppssoot, attempt = _member(ipppssoot[1:])
+        except CaldpError as error:
+            mistake = error
+    _run(ipppssoot, input_uri, output_uri, config, mistake=mistake, attempt=attempt, **options)
+
+
+def _member(manifest: str) -> tuple[str, int]:
+    """Return which dataset, and which attempt, this child of an array is to calibrate."""
+    from caldp.campaign.control import read_manifest
+
+    lines, index = read_manifest(manifest), array_index()
+    if index >= len(lines):
+        raise UsageError(f"{manifest} has no line {index}, counted from 0", remedy="check AWS_BATCH_JOB_ARRAY_INDEX")
+    return lines[index].dataset, lines[index].attempt
 
 
 def _wrong_output(output_uri: str, ipppssoot: str) -> UsageError | None:

@@ -278,6 +278,14 @@ def load(
     )
 
 
+def array_index() -> int:
+    """Return which child of an array of AWS Batch this is, 0 if it is none; UsageError when that makes no sense."""
+    text = os.environ.get("AWS_BATCH_JOB_ARRAY_INDEX") or "0"
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(f"AWS_BATCH_JOB_ARRAY_INDEX={text!r} is not a number", remedy="AWS Batch sets it")
+    return int(text)
+
+
 def inherited() -> dict[str, str]:
     """Return the environment of the caller, for commands of ours that we start and that read it themselves."""
     return dict(os.environ)

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,8 @@ class Request:
         One of ``EXISTING``.
     take_over : bool
         Take the dataset from a run that still holds it.
+    attempt : int
+        That whoever submitted it has counted, where a list says so; 0 for what the environment says.
     keep_scratch : bool
         Leave the workspace.
     """
@@ -115,6 +117,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     existing: str = "overwrite"
     take_over: bool = False
+    attempt: int = 0
     keep_scratch: bool = False
 
 
@@ -142,6 +145,7 @@ class Job:
         dataset = Dataset.parse(request.dataset)
         recipe = instruments.recipe(dataset)
         settings = config.load(request.config, context=request.context, overrides=request.overrides)
+        settings = replace(settings, attempt=request.attempt or settings.attempt)
         scheme, place = parse_uri(request.input)
         if scheme == "astroquery":
             from caldp import mast

@@ -11,8 +11,8 @@ from typing import Any
 
 from caldp import messages
 from caldp.campaign.shards import Line, Shard, jsonl, parse_jsonl
-from caldp.errors import OutputError, UsageError
-from caldp.store import ConflictError, Create, Overwrite, Store, Update
+from caldp.errors import InputError, OutputError, UsageError
+from caldp.store import ConflictError, Create, Overwrite, Store, Update, open_store
 
 REQUEST, PLAN, REJECTED = "control/request.json", "control/plan.json", "control/rejected.jsonl"
 OBSERVATIONS, PAUSE, AUDIT = "control/observations.jsonl", "control/pause", "control/audit.jsonl"
@@ -46,6 +46,37 @@ def who() -> str:
     except (KeyError, OSError):  # a user without a name, as containers have them
         user = str(os.getuid())
     return f"{user}@{os.uname().nodename}"
+
+
+def read_manifest(uri: str) -> list[Line]:
+    """Read the datasets of a shard, from where a job was told.
+
+    Parameters
+    ----------
+    uri : str
+        ``s3://bucket/key`` or a path.
+
+    Returns
+    -------
+    list of Line
+
+    Raises
+    ------
+    InputError
+        If it is missing, or damaged.
+    """
+    place, _, name = (uri if ":" in uri else f"file:{uri}").rpartition("/")
+    return _lines(open_store(place), name)
+
+
+def _lines(store: Store, key: str) -> list[Line]:
+    blob = store.get(key)
+    if blob is None:
+        raise InputError(f"{store.url(key)} is missing", remedy="submit the list again")
+    try:
+        return parse_jsonl(blob.data)
+    except ValueError as error:
+        raise InputError(f"{store.url(key)} is no manifest ({error})", remedy="submit the list again") from error
 
 
 class Control:
@@ -134,14 +165,8 @@ class Control:
         return sorted(name.removesuffix(".jsonl") for name in self.store.names(MANIFESTS) if name.endswith(".jsonl"))
 
     def lines(self, shard: str) -> list[Line]:
-        """Return the datasets of a shard; OutputError when its manifest is not there, or damaged."""
-        blob = self.store.get(manifest_key(shard))
-        if blob is None:
-            raise OutputError(f"{self.store.url(manifest_key(shard))} is missing", remedy="submit the list again")
-        try:
-            return parse_jsonl(blob.data)
-        except (ValueError, TypeError, KeyError) as error:
-            raise OutputError(f"{self.store.url(manifest_key(shard))} is no manifest ({error})") from error
+        """Return the datasets of a shard; InputError when its manifest is not there, or damaged."""
+        return _lines(self.store, manifest_key(shard))
 
     # ---- how it goes
 
