@@ -40,7 +40,7 @@ class Accepted:
         What whoever sent the list is told: ``batch``, ``accepted``, ``rejected``, ``duplicates``, ``skipped``,
         ``shards``, ``jobs``, ``estimate``.
     shards : tuple of str
-        The shards to submit, those that go first at the beginning.
+        The shards to submit now: all, or those that go first.
     resumed : bool
         Whether the same list came before: then nothing was changed.
     """
@@ -156,10 +156,10 @@ def accept(
     """
     control = Control(store)
     request = _request(control.name, listed, options, settings, runner)
-    if (first := control.known()) is not None:
-        control.check_same(first, request, _SAME)
+    if (known := control.known()) is not None:
+        control.check_same(known, request, _SAME)
         if (plan := control.planned()) is not None:
-            return Accepted(control, plan["reply"], tuple(plan["shards"]), resumed=True)
+            return Accepted(control, plan["reply"], tuple(plan["first"] or plan["shards"]), resumed=True)
     drawn = draw(store, listed, options, settings, observations)
     if not drawn.plan.lines and not drawn.skipped:
         raise UsageError("nothing of the list can be planned", remedy="see what caldp campaign plan says of it")
@@ -181,10 +181,11 @@ def accept(
         _freeze(control, observations)
     for shard in shards:
         control.write_manifest(shard)
-    names = [shard.name for shard in shards]
+    names, first = [shard.name for shard in shards], [shard.name for shard in shards if shard.canary]
     # Last: from here on there is a campaign.
-    control.write_plan({**drawn.plan.to_json(), "skipped": list(drawn.skipped), "shards": names, "reply": reply})
-    return Accepted(control, reply, tuple(names), resumed=False)
+    more = {"skipped": list(drawn.skipped), "shards": names, "first": first, "reply": reply}
+    control.write_plan({**drawn.plan.to_json(), **more})
+    return Accepted(control, reply, tuple(first or names), resumed=False)
 
 
 def _freeze(control: Control, observations: Observations) -> None:

@@ -16,6 +16,7 @@ from caldp.store import ConflictError, Create, Overwrite, Store, Update, open_st
 
 REQUEST, PLAN, REJECTED = "control/request.json", "control/plan.json", "control/rejected.jsonl"
 OBSERVATIONS, PAUSE, AUDIT = "control/observations.jsonl", "control/pause", "control/audit.jsonl"
+RELEASED, CLOSED = "control/released.json", "control/closed.json"
 MANIFESTS, CLAIMS, LOGS = "control/manifests", "control/shards", "control/logs"
 
 

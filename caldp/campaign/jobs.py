@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +12,12 @@ from typing import Any
 
 #: Jobs that one request may ask for.
 _DESCRIBED = 100
+
+#: Requests for one job, while there are too many of them.
+_TRIES = 5
+
+#: What the name of a job cannot have in it, and its longest part that is not made here.
+_NOT_IN_NAMES, _LONGEST_NAME = re.compile(r"[^A-Za-z0-9_-]"), 110
 
 #: The states of a job that has not ended.
 ALIVE = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
@@ -49,6 +57,11 @@ class TokenBucket:
         if wait > 0:
             self._sleep(wait)
 
+    def rest(self) -> None:
+        """Let nobody through for a while: somebody else uses up what there is."""
+        with self._lock:
+            self._tokens = min(self._tokens, 0.0) - 2 * self._rate
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -57,7 +70,7 @@ class Ask:
     Attributes
     ----------
     name : str
-        Of the job, and of the shard.
+        See ``job_name``.
     queue, definition : str
         Names.
     command : tuple of str
@@ -91,18 +104,47 @@ class Jobs:
     ----------
     client : boto3 client
         Of AWS Batch.
-    rate : TokenBucket, optional
+    once : boto3 client
+        The same, but one that repeats nothing of itself: a job whose answer was lost would be submitted twice.
+    rate : TokenBucket
         Slows down what is submitted.
     """
 
-    def __init__(self, client: Any, rate: TokenBucket | None = None) -> None:  # noqa: ANN401 - boto3 has no types
+    def __init__(self, client: Any, once: Any, rate: TokenBucket) -> None:  # noqa: ANN401 - boto3 has no types
         self._client = client
+        self._once = once
         self._rate = rate
 
     def submit(self, ask: Ask) -> str:
-        """Submit a job and return its id; a ClientError says why not."""
-        if self._rate:
+        """Submit a job and return its id.
+
+        Parameters
+        ----------
+        ask : Ask
+            The job.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        botocore.exceptions.ClientError, BotoCoreError
+            If Batch refuses it; or its answer was lost, and the job may be there or not.
+        """
+        from botocore.exceptions import ClientError
+
+        for _ in range(_TRIES):
             self._rate.take()
+            try:
+                return self._submit(ask)
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") != "TooManyRequestsException":
+                    raise
+                self._rate.rest()  # nothing was submitted
+        return self._submit(ask)
+
+    def _submit(self, ask: Ask) -> str:
         more: dict[str, Any] = {}
         if ask.size > 1:
             more["arrayProperties"] = {"size": ask.size}
@@ -111,7 +153,7 @@ class Jobs:
         if ask.tags:
             more |= {"tags": dict(ask.tags), "propagateTags": True}
         environment = [{"name": name, "value": value} for name, value in ask.environment.items()]
-        answer = self._client.submit_job(
+        answer = self._once.submit_job(
             jobName=ask.name,
             jobQueue=ask.queue,
             jobDefinition=ask.definition,
@@ -153,6 +195,12 @@ class Jobs:
             if not token:
                 return
             request["nextToken"] = token
+
+
+def job_name(shard: str, output: str) -> str:
+    """Return what the job of a shard is called: batches elsewhere may have a shard of that name, too."""
+    digest = hashlib.sha256(f"{output}\n{shard}".encode()).hexdigest()[:8]
+    return f"{_NOT_IN_NAMES.sub('-', shard)[:_LONGEST_NAME]}-{digest}"
 
 
 def is_alive(job: Mapping[str, Any]) -> bool:

@@ -71,7 +71,7 @@ class Rejected:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{f'line {self.line}: ' if self.line else ''}{self.text!r} ({self.reason})"
+        return f"{f'at {self.line}: ' if self.line else ''}{self.text!r} ({self.reason})"
 
 
 @dataclass(frozen=True, slots=True)

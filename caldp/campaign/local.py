@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from caldp.campaign.failures import Ended, Evidence, Verdict, classify
 from caldp.campaign.settings import Settings
 from caldp.campaign.shards import Line
 from caldp.dataset import Dataset
-from caldp.errors import CaldpError, OutputError, UsageError
+from caldp.errors import BusyError, CaldpError, OutputError, Stop, UsageError
 from caldp.manifest import verified
 from caldp.messages import STATES, Status
 from caldp.programs import Limit, ProgramRun, StartError
@@ -209,6 +209,38 @@ def fitted(settings: Settings, memory: int) -> Settings:
     return replace(settings, rungs=tuple(rungs), estimates=estimates)
 
 
+class _Queue:
+    """Datasets that wait for their turn: those of the canary first, then as they came, each not before its time."""
+
+    def __init__(self) -> None:
+        self._late: list[tuple[float, bool, int, Line]] = []
+        # By what they are given: where a large one does not fit, a small one may.
+        self._ready: dict[str, list[tuple[bool, int, Line]]] = {}
+        self._count = 0
+
+    def add(self, line: Line, first: bool, delay: float) -> None:
+        """Enter a dataset that may start after a delay (seconds)."""
+        self._count += 1
+        heapq.heappush(self._late, (time.monotonic() + delay, not first, self._count, line))
+
+    def take(self, may_start: Callable[[Line], bool]) -> Line | None:
+        """Take the first one out that may start now, or return None."""
+        now = time.monotonic()
+        while self._late and self._late[0][0] <= now:
+            _, later, number, line = heapq.heappop(self._late)
+            heapq.heappush(self._ready.setdefault(line.rung, []), (later, number, line))
+        for _, _, line in sorted(heap[0] for heap in self._ready.values() if heap):
+            if may_start(line):
+                heapq.heappop(self._ready[line.rung])
+                return line
+        return None
+
+    def late(self) -> list[float]:
+        """Return in how many seconds those may start that may not yet, the first one first."""
+        now = time.monotonic()
+        return sorted(max(due - now, 0.0) for due, _, _, _ in self._late)
+
+
 class Runner:
     """Runs a campaign that was planned.
 
@@ -241,9 +273,9 @@ class Runner:
         self._store = control.store
         self._jobs, self._memory, self._jitter = jobs, memory, jitter
         self._states: dict[str, str] = {}
-        self._queue: list[tuple[float, int, Line]] = []
-        self._order = 0
-        self._running: dict[Future[ProgramRun], Running] = {}
+        self._queue = _Queue()
+        self._running: dict[str, Running] = {}
+        self._futures: dict[Future[ProgramRun], Running] = {}
         self._canary: set[str] = set()
         self._hopeless: set[str] = set()
         self._began = self._looked = time.monotonic()
@@ -262,21 +294,30 @@ class Runner:
         BusyError
             If this campaign is running already.
         """
-        with self._store.own("campaign"), ThreadPoolExecutor(self._jobs) as pool:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._store.own("campaign"))
+            except BusyError as error:
+                raise BusyError(
+                    f"{self._store.url()}: this campaign is running already; nothing was changed",
+                    remedy="wait for it to end, or stop it",
+                ) from error
+            pool = stack.enter_context(ThreadPoolExecutor(self._jobs))
             self._control.unpause()
             try:
                 self._take_stock()
-                while self._queue or self._running:
+                while True:
                     self._start(pool)
-                    if not self._running and (self._paused or not self._queue):
-                        break
-                    done, _ = wait(self._running, timeout=self._pause(), return_when=FIRST_COMPLETED)
-                    for future in done:
-                        self._conclude(self._running.pop(future), future)
+                    if not self._running and (self._paused or not self._queue.late()):
+                        break  # what could not start by now never will
+                    for future in self._wait():
+                        self._conclude(self._futures.pop(future), future)
                     self._listen()
                     self._watch.look(self._outlook())
-            except BaseException:
-                self._stop()
+            except BaseException as error:
+                if self._running and isinstance(error, Stop | KeyboardInterrupt):
+                    self._watch.say(f"stopping {', '.join(sorted(self._running))}")
+                self._stop(pool)
                 self._watch.finish(None)
                 raise
         summary = Summary(Counter(self._states.values()), self._paused, time.monotonic() - self._began)
@@ -321,26 +362,28 @@ class Runner:
 
     def _enter(self, line: Line, state: str, delay: float = 0.0) -> None:
         self._states[line.dataset] = state
-        self._order += 1
-        first = 0 if line.dataset in self._canary else 1
-        heapq.heappush(self._queue, (time.monotonic() + delay, first * 10**9 + self._order, line))
+        self._queue.add(line, line.dataset in self._canary, delay)
 
     # ---- running
 
     def _start(self, pool: ThreadPoolExecutor) -> None:
         """Start what there is room for."""
-        while self._queue and len(self._running) < self._jobs and not self._paused:
-            due, _, line = self._queue[0]
-            rung = self._settings.rung(line.rung)
-            used = sum(running.memory_limit for running in self._running.values())
-            is_too_much = self._running and used + rung.memory * _MIB > self._memory * _MIB
-            if due > time.monotonic() or is_too_much or not self._may_follow(line):
-                return
-            heapq.heappop(self._queue)
+        while len(self._running) < self._jobs and not self._paused and (line := self._queue.take(self._may_start)):
+            running = Running(line, self._settings.rung(line.rung).memory * _MIB)
+            # Before anything happens: a signal may come at any moment, and whatever was started must be stopped.
+            self._running[line.dataset] = running
             if self._hand_over(line):
-                running = Running(line, rung.memory * _MIB)
-                self._running[pool.submit(self._run, running)] = running
                 self._states[line.dataset] = "processing"
+                self._futures[pool.submit(self._run, running)] = running
+            else:
+                del self._running[line.dataset]
+
+    def _may_start(self, line: Line) -> bool:
+        """Say whether there is memory for a dataset, and whether it is its turn."""
+        used = sum(running.memory_limit for running in self._running.values())
+        is_too_much = used + self._settings.rung(line.rung).memory * _MIB > self._memory * _MIB
+        # What needs more than there is runs alone.
+        return not (self._running and is_too_much) and self._may_follow(line)
 
     def _may_follow(self, line: Line) -> bool:
         """Say whether a dataset may start: those that are not of the canary wait until it has ended well."""
@@ -368,7 +411,10 @@ class Runner:
         stored, _ = messages.advance(self._store, status)
         if stored.attempt == line.attempt and STATES[stored.state][0] < STATES["error"][0]:
             return True
-        self._states[line.dataset] = stored.state
+        if stored.rung and stored.state == "placed" and stored.attempt > line.attempt:
+            self._enter(self._again(line, stored), "placed")  # an operator has given it another attempt
+        else:
+            self._states[line.dataset] = stored.state
         return False
 
     def _run(self, running: Running) -> ProgramRun:
@@ -385,7 +431,8 @@ class Runner:
         def on_memory(size: int) -> None:
             running.memory = size
 
-        with log.open("w", encoding="utf-8", buffering=1) as stream:
+        # It may be there: of a start that died with the runner.
+        with log.open("a", encoding="utf-8", buffering=1) as stream:
             return programs.run(
                 command.argv(line.dataset),
                 cwd=command.cwd,
@@ -396,10 +443,14 @@ class Runner:
                 limit=Limit(line.time_limit, running.memory_limit),
             )
 
-    def _pause(self) -> float:
-        """Seconds until there is something to do, at most a tick."""
-        room = len(self._running) < self._jobs and self._queue
-        return min(_TICK, max(0.05, self._queue[0][0] - time.monotonic())) if room else _TICK
+    def _wait(self) -> set[Future[ProgramRun]]:
+        """Wait until there is something to do, at most a tick; return what has ended."""
+        late = self._queue.late()
+        pause = min(_TICK, late[0]) if late and len(self._running) < self._jobs else _TICK
+        if not self._futures:
+            time.sleep(pause)
+            return set()
+        return wait(self._futures, timeout=pause, return_when=FIRST_COMPLETED).done
 
     def _listen(self) -> None:
         """Hear what operators want."""
@@ -423,6 +474,7 @@ class Runner:
         except OSError as error:
             raise OutputError(f"{line.dataset}: its log cannot be written ({error})") from error
         self._judge(line, ended(line, ran, running.memory_limit), ran.wall)
+        del self._running[line.dataset]
 
     def _judge(self, line: Line, how: Ended, seconds: float = 0.0) -> None:
         """Decide what comes after a job, and say so in the status."""
@@ -438,7 +490,7 @@ class Runner:
         else:
             self._states[line.dataset] = status.state
             self._finished += 1
-            if status.state == "error" and verdict.cause == "deterministic":
+            if status.state == "error" and status.cause == "deterministic":
                 self._hopeless.add(line.dataset)
         if move.pause:
             self._control.pause(move.pause)
@@ -455,11 +507,11 @@ class Runner:
             published = manifest.attempt if manifest is not None else 0
         return Evidence(status, published, self._control.result(line.dataset, line.attempt, retry))
 
-    def _stop(self) -> None:
+    def _stop(self, pool: ThreadPoolExecutor) -> None:
         """Stop what is running, and leave it so that the campaign can be resumed without a loss."""
         for running in self._running.values():
             running.cancelled.set()
-        wait(self._running)
+        pool.shutdown(cancel_futures=True)
         for running in self._running.values():
             with suppress(CaldpError, OSError):
                 self._put_back(running.line)
@@ -478,7 +530,7 @@ class Runner:
 
     def _outlook(self) -> Outlook:
         now = time.monotonic()
-        late = [due - now for due, _, _ in self._queue if due > now]
+        late = self._queue.late()
         left = still_open(self._states.values())
         pace = (now - self._began) / self._finished if self._finished else None
         return Outlook(

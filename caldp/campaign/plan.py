@@ -16,7 +16,6 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from caldp import instruments
 from caldp.campaign.lists import DatasetList, Options, Override, Rejected
 from caldp.campaign.settings import Rung, Settings
 from caldp.campaign.shards import Line, Shard, canary, job_class, shards
@@ -209,6 +208,8 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def recipe(dataset: Dataset) -> str:
     """Return how a dataset is calibrated, as observations name it: the programs, for example ``calcos``."""
+    from caldp import instruments  # here: it would cost whoever only reads plans a quarter of the import
+
     return "+".join(program.name for program in instruments.recipe(dataset).programs)
 
 

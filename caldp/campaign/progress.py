@@ -28,8 +28,9 @@ from caldp.errors import OutputError
 from caldp.messages import STATES, Claim, Status
 from caldp.reporter import printable
 
-#: Status records of each state that are read at most.
-LIMIT = 1000
+#: Status records that are read at most, of datasets in one state; of other states ``_OF_OTHERS``.
+LIMITS = {"error": 1000, "done": 1000, "processing": 500}
+_OF_OTHERS = 200
 
 #: Classes of failures: of what is calibrated, and of what it is calibrated with.
 PAYLOAD, INFRASTRUCTURE = ("deterministic", "oom", "timeout"), ("host", "transient", "deployment")
@@ -169,8 +170,7 @@ def look_at(
     control: Control,
     stock: Stock,
     patience: float = Claim.patience,
-    limit: int = LIMIT,
-    also: Callable[[Mapping[str, Sequence[str]]], Iterable[str]] = lambda _: (),
+    limit: int | None = None,
 ) -> Sample:
     """Read the status of some datasets in each state, spread over their names.
 
@@ -183,9 +183,7 @@ def look_at(
     patience : float, optional
         Seconds without a sign of life after which a run is taken for dead, where no lock tells.
     limit : int, optional
-        How many in each state at most; 0 for all.
-    also : callable, optional
-        Given the datasets by state, names more of them.
+        How many in each state at most, instead of ``LIMITS``; 0 for all.
 
     Returns
     -------
@@ -198,13 +196,14 @@ def look_at(
     """
     strata: dict[str, list[str]] = {}
     for name in sorted(stock.lines):
-        several = len(stock.folders.get(name, ())) > 1
-        key = "doubtful" if name in stock.doubtful else "several" if several else stock.listed(name)
+        several, state = len(stock.folders.get(name, ())) > 1, stock.listed(name)
+        state = "several" if several else "done" if state in _DONE else state
+        key = "doubtful" if name in stock.doubtful else state
         strata.setdefault(key, []).append(name)
     chosen: dict[str, None] = {}
     for key, names in strata.items():
-        chosen |= dict.fromkeys(names if key == "doubtful" else batch._spread(names, limit))
-    chosen |= dict.fromkeys(also(strata))
+        most = LIMITS.get(key, _OF_OTHERS) if limit is None else limit
+        chosen |= dict.fromkeys(names if key == "doubtful" else batch._spread(names, most))
 
     def look(name: str) -> Standing:
         standing = batch._look(control.store, name, stock.folders.get(name, ()), patience)
@@ -728,7 +727,9 @@ def _rounded(rate: float | None) -> float | None:
     return None if rate is None else round(rate, 2)
 
 
-def survey(control: Control, settings: Settings, patience: float = Claim.patience, limit: int = LIMIT) -> Progress:
+def survey(
+    control: Control, settings: Settings, patience: float = Claim.patience, limit: int | None = None
+) -> Progress:
     """Say how a campaign stands.
 
     Parameters
@@ -740,7 +741,7 @@ def survey(control: Control, settings: Settings, patience: float = Claim.patienc
     patience : float, optional
         Seconds without a sign of life after which a run is taken for dead, where no lock tells.
     limit : int, optional
-        Status records of each state that are read at most; 0 for all.
+        Status records of each state that are read at most, instead of ``LIMITS``; 0 for all.
 
     Returns
     -------
@@ -928,7 +929,7 @@ class Active:
 
 
 def running(
-    control: Control, settings: Settings, patience: float = Claim.patience, limit: int = LIMIT
+    control: Control, settings: Settings, patience: float = Claim.patience, limit: int = 1000
 ) -> tuple[list[Active], int]:
     """Say what a campaign is processing.
 

@@ -18,7 +18,7 @@ from caldp import messages
 from caldp.batch import in_threads
 from caldp.campaign.control import Control, claim_key, manifest_key
 from caldp.campaign.deployment import Deployment
-from caldp.campaign.jobs import Ask, Jobs
+from caldp.campaign.jobs import Ask, Jobs, job_name
 from caldp.campaign.lists import Options
 from caldp.campaign.settings import Settings
 from caldp.campaign.shards import Line, jsonl, rescue_shards
@@ -122,7 +122,7 @@ class Submitter:
             raise NotYetError(f"{shard}: its claim has gone")
         if claim["job"]:
             return claim, etag
-        if found := self._jobs.find(shard, queue):
+        if found := self._jobs.find(job_name(shard, self._store.uri), queue):
             claim |= {"job": str(found[0]["jobId"]), "submitted": messages.now()}
             self._settle(shard, claim, etag)
             return claim, etag
@@ -171,7 +171,7 @@ class Submitter:
         command = ["caldp-process-aws", output, what, "--input", options.input, "--config", options.config]
         command += ["--context", options.context] if options.context else []
         return Ask(
-            name=shard,
+            name=job_name(shard, output),
             queue=queue,
             definition=definition,
             command=tuple(command),

@@ -1,0 +1,162 @@
+"""The end of a job on AWS becomes the state of its dataset, or another attempt."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+from caldp import messages
+from caldp.campaign import events, transitions
+from caldp.campaign.control import Control, read_manifest
+from caldp.campaign.failures import Ended, Evidence
+from caldp.campaign.shards import Line
+from caldp.campaign.stack import Message, Stack, log
+from caldp.dataset import Dataset
+from caldp.errors import UsageError
+from caldp.manifest import verified
+from caldp.messages import Status
+
+#: Datasets to be tried again that are put into shards at once.
+MOST = 10_000
+
+
+def hear(stack: Stack, event: Mapping[str, Any]) -> str:
+    """Do what follows from an event of AWS Batch.
+
+    Parameters
+    ----------
+    stack : Stack
+        The deployment.
+    event : mapping
+        As it comes, or what DescribeJobs says of a job.
+
+    Returns
+    -------
+    str
+        State of the dataset; ``ignored``, or ``foreign`` for a job that is not ours.
+    """
+    names = {*stack.deployment.job_queues.values(), *stack.deployment.job_definitions.values()}
+    ended = events.ended(event, events.among(names))
+    if ended is None:
+        return "ignored"
+    if not ended.ours:
+        log.warning("not ours: %s", ended.job)
+        return "foreign"
+    try:
+        control = stack.control(ended.output)
+        ended = _child(stack, ended)
+    except UsageError as error:  # another bucket, or no such line: a job that somebody else has made up
+        log.warning("%s: %s", ended.job, error)
+        return "foreign"
+    return follow(stack, control, ended)
+
+
+def follow(stack: Stack, control: Control, ended: Ended) -> str:
+    """Move a dataset whose job has ended, and have it tried again if that can help; return its state."""
+    move, status = transitions.settle(
+        control.store, ended, lambda: evidence(control, ended), stack.settings, lambda longest: _jitter(longest)
+    )
+    if move.pause:
+        control.pause(move.pause)
+    status = status or messages.read(control.store, ended.dataset)
+    if status is not None and status.state == "placed" and not move.history_only:
+        again(stack, control, status, move.delay)
+    return status.state if status is not None else "ignored"
+
+
+def again(stack: Stack, control: Control, status: Status, delay: float = 0.0) -> None:
+    """Queue a dataset whose next attempt was placed; it comes back after so many seconds."""
+    due = datetime.now(UTC) + timedelta(seconds=delay)
+    body = {
+        "output": control.store.uri,
+        "dataset": status.dataset,
+        "attempt": status.attempt,
+        "due": due.isoformat(timespec="seconds"),
+    }
+    stack.send(stack.deployment.rescue_queue, [body], delay)
+
+
+def evidence(control: Control, ended: Ended) -> Evidence:
+    """Gather what else is known of a job that has ended."""
+    status = messages.read(control.store, ended.dataset)
+    published = 0
+    if status is not None and status.done:
+        published = status.attempt  # what it published was verified before that was written
+    elif (manifest := verified(control.store, Dataset.parse(ended.dataset).prefix)) is not None:
+        published = manifest.attempt
+    return Evidence(status, published, control.result(ended.dataset, ended.attempt, ended.retry))
+
+
+def _jitter(longest: float) -> float:
+    return random.uniform(0, longest)  # noqa: S311 - no secret
+
+
+def _child(stack: Stack, ended: Ended) -> Ended:
+    """Return the end of a child of an array with its dataset."""
+    if not ended.manifest:
+        return ended
+    stack.store(ended.manifest)  # in one of our buckets
+    lines = manifest_lines(ended.manifest)
+    if ended.index is None or ended.index >= len(lines):
+        raise UsageError(f"{ended.manifest} has no line {ended.index}", remedy="look at that job")
+    line = lines[ended.index]
+    return replace(ended, dataset=line.dataset, attempt=line.attempt, time_limit=ended.time_limit or line.time_limit)
+
+
+@lru_cache(maxsize=32)
+def manifest_lines(uri: str) -> list[Line]:
+    """Read a manifest; it never changes, and the children of an array end one after the other."""
+    return read_manifest(uri)
+
+
+# ---- what is tried again
+
+
+def drain(stack: Stack, most: int = MOST) -> int:
+    """Put datasets that are tried again into shards.
+
+    Parameters
+    ----------
+    stack : Stack
+        The deployment.
+    most : int, optional
+        So many at once.
+
+    Returns
+    -------
+    int
+        Shards that were queued.
+    """
+    queue = stack.deployment.rescue_queue
+    waiting: dict[str, list[Message]] = {}
+    for message in stack.take(queue, most):
+        try:
+            output, _, _, left = _waiting(message.body)
+        except (KeyError, ValueError, TypeError, UsageError) as error:
+            log.error("%s has a message that makes no sense (%s): %s", queue, error, message.body)
+            continue  # it comes back, and ends among the dead letters
+        if left > 1:
+            stack.send(queue, [message.body], left)
+            stack.remove(queue, [message])
+        else:
+            waiting.setdefault(output, []).append(message)
+    return sum(_regroup(stack, output, found) for output, found in waiting.items())
+
+
+def _regroup(stack: Stack, output: str, found: list[Message]) -> int:
+    datasets = [_waiting(message.body)[1:3] for message in found]
+    shards = stack.submitter(output).regroup(datasets)
+    stack.send(stack.deployment.shard_queue, ({"output": output, "shard": name} for name in shards))
+    # Only now: whoever is killed before this does it again, and gets the same shards.
+    stack.remove(stack.deployment.rescue_queue, found)
+    return len(shards)
+
+
+def _waiting(body: Mapping[str, Any]) -> tuple[str, str, int, float]:
+    """Return batch, dataset and attempt of a message, and the seconds that it has still to wait."""
+    left = (datetime.fromisoformat(body["due"]) - datetime.now(UTC)).total_seconds()
+    return str(body["output"]), Dataset.parse(body["dataset"]).name, int(body["attempt"]), left

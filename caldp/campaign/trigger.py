@@ -1,0 +1,84 @@
+"""Lists that arrive on AWS, dropped or sent, become campaigns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from caldp.campaign import lists
+from caldp.campaign.accept import accept, draw, observations_of
+from caldp.campaign.lists import DatasetList, Options
+from caldp.campaign.stack import Stack, log
+from caldp.errors import CaldpError, S3DownloadError, UsageError
+from caldp.store import Overwrite
+
+
+def take(stack: Stack, event: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Make campaigns of what an event says.
+
+    Parameters
+    ----------
+    stack : Stack
+        The deployment.
+    event : mapping
+        A request, or the news that lists were dropped; see ``lists``.
+
+    Returns
+    -------
+    list of dict
+        A reply for each list; ``error`` in it says why there is no campaign.
+
+    Raises
+    ------
+    UsageError
+        If it is a request, and it makes no sense.
+    """
+    if "datasets" in event:
+        listed = lists.of_mapping(event)
+        return [_begin(stack, listed, "", "")]
+    found = lists.placed(event)
+    if not found and "Records" not in event and "detail" not in event:
+        raise UsageError("the request names no datasets", remedy='send {"datasets": [...]}, or drop a list')
+    return list(_dropped(stack, found))
+
+
+def _dropped(stack: Stack, found: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    for bucket, key in found:
+        place = stack.store(f"s3://{bucket}")
+        blob = place.get(key)
+        if blob is None:
+            log.warning("%s is not there any more", place.url(key))
+            continue
+        name = PurePosixPath(key).name
+        try:
+            yield _begin(stack, lists.read(blob.data, name), name.partition(".")[0], blob.etag)
+        except S3DownloadError:
+            raise  # it may do so next time
+        except CaldpError as error:
+            # The same list would fail again: whoever dropped it finds out beside it.
+            log.error("%s: %s", place.url(key), error)
+            refusal = str(PurePosixPath(key).parent.parent / "refused" / f"{name}.txt")
+            place.put(refusal, f"{error}\n".encode(), Overwrite())
+            yield {"list": place.url(key), "error": str(error)}
+
+
+def _begin(stack: Stack, listed: DatasetList, stem: str, etag: str) -> dict[str, Any]:
+    deployment = stack.deployment
+    options = Options.of(listed.options, output=deployment.output)
+    lists.check_allowed(
+        options,
+        buckets=deployment.buckets,
+        job_definitions=set(deployment.job_definitions.values()),
+        job_queues=set(deployment.job_queues.values()),
+    )
+    parent = options.output.rstrip("/")
+    batch = lists.batch_name(options, stem, etag, listed.datasets)
+    store, observed = stack.store(f"{parent}/{batch}"), observations_of(stack.store(parent))
+    if options.dry_run:
+        drawn = draw(store, listed, options, stack.settings, observed)
+        return {"batch": batch, "dry_run": True, **drawn.plan.to_json(), "skipped": len(drawn.skipped)}
+    accepted = accept(store, listed, options, stack.settings, observed, runner="aws")
+    # A repetition sends them again: whoever was killed may not have come so far, and no shard is submitted twice.
+    stack.send(deployment.shard_queue, ({"output": store.uri, "shard": name} for name in accepted.shards))
+    return {**accepted.reply, "output": store.uri, "resumed": accepted.resumed}
