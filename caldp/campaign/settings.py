@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from caldp.errors import UsageError
+
+T = TypeVar("T")
 
 _MINUTE, _HOUR = 60, 3600
 
@@ -222,42 +225,84 @@ def load(path: Path | None) -> Settings:
         raise UsageError(f"{path} cannot be read ({error.strerror})", remedy="check the settings") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not TOML ({error})", remedy="check the settings") from error
-    except (UsageError, ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise UsageError(f"{path}: {error}", remedy="check the settings") from error
 
 
 def from_json(record: Mapping[str, Any]) -> Settings:
-    """Make settings of plain values, as TOML and JSON have them; ValueError, TypeError when they make no sense."""
-    unknown = set(record) - {f.name for f in fields(Settings)}
-    if unknown:
-        raise ValueError(f"there is no setting {sorted(unknown)[0]!r}")
-    given = dict(record)
+    """Make settings of plain values, as TOML and JSON have them; ValueError when they make no sense."""
+    given = _values(Settings, record, "")
     if "rungs" in given:
-        given["rungs"] = tuple(Rung(**rung) for rung in given["rungs"])
-    if "time_limits" in given:
-        given["time_limits"] = tuple(given["time_limits"])
+        given["rungs"] = tuple(_made(Rung, rung, "rungs") for rung in given["rungs"])
     ladder = given.get("rungs", DEFAULT.rungs)
     names = {rung.name for rung in ladder}
     # On another ladder the first estimates begin at its foot.
     estimates = {
-        k: e if e.rung in names or not ladder else replace(e, rung=ladder[0].name) for k, e in DEFAULT.estimates.items()
+        kind: estimate
+        if estimate.rung in names or not ladder
+        else replace(estimate, rung=ladder[0].name, memory_p95=0.0)
+        for kind, estimate in DEFAULT.estimates.items()
     }
-    estimates |= {kind: Estimate(**values) for kind, values in given.get("estimates", {}).items()}
+    for kind, values in given.get("estimates", {}).items():
+        if kind not in estimates:
+            raise ValueError(f"estimates: there is no kind {kind!r}")
+        estimates[kind] = _made(Estimate, values, f"estimates.{kind}")
     given["estimates"] = MappingProxyType(estimates)
-    if "budgets" in given:
-        budgets = {
-            name: Budget(values["retries"], tuple(values.get("delays", DEFAULT.budgets[name].delays)))
-            for name, values in given["budgets"].items()
-            if name in DEFAULT.budgets or _no_budget(name)
-        }
-        given["budgets"] = MappingProxyType({**DEFAULT.budgets, **budgets})
+    budgets = dict(DEFAULT.budgets)
+    for name, values in given.get("budgets", {}).items():
+        if name not in budgets:
+            raise ValueError(f"there is no budget {name!r}")
+        budgets[name] = replace(budgets[name], **_values(Budget, values, f"budgets.{name}"))
+    given["budgets"] = MappingProxyType(budgets)
     if "prices" in given:
-        given["prices"] = Prices(**given["prices"])
+        given["prices"] = _made(Prices, given["prices"], "prices")
     return checked(replace(DEFAULT, **given))
 
 
-def _no_budget(name: str) -> bool:
-    raise ValueError(f"there is no budget {name!r}")
+def _made(kind: type[T], record: object, where: str) -> T:
+    try:
+        return kind(**_values(kind, record, where))
+    except TypeError as error:  # something is missing
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _values(kind: type, record: object, where: str) -> dict[str, Any]:
+    """Return the values of a table, each of the type that its field has."""
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{where} is no table")
+    wanted = {f.name: str(f.type) for f in fields(kind)}
+    values = {}
+    for name, value in record.items():
+        key = f"{where}.{name}".strip(".")
+        if name not in wanted:
+            raise ValueError(f"there is no setting {key!r}")
+        if wanted[name].startswith("tuple") and isinstance(value, list | tuple):
+            value = tuple(value)
+        if not _IS[wanted[name]](value):
+            raise ValueError(f"{key} is {value!r}")
+        values[name] = value
+    return values
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+#: What a value must be, by the type of its field.
+_IS: Mapping[str, Callable[[Any], bool]] = {
+    "int": _is_int,
+    "float": _is_number,
+    "str": lambda value: isinstance(value, str) and value != "",
+    "tuple[int, ...]": lambda value: isinstance(value, tuple) and all(map(_is_int, value)),
+    "tuple[Rung, ...]": lambda value: isinstance(value, tuple),
+    "Mapping[str, Estimate]": lambda value: isinstance(value, Mapping),
+    "Mapping[str, Budget]": lambda value: isinstance(value, Mapping),
+    "Prices": lambda value: isinstance(value, Mapping),
+}
 
 
 def checked(settings: Settings) -> Settings:
@@ -282,6 +327,12 @@ def checked(settings: Settings) -> Settings:
         "shard_size is 1 to 10000": not 1 <= settings.shard_size <= 10000,
         "canary and canary_failures are shares from 0 to 1": not (
             0 <= settings.canary <= 1 and 0 <= settings.canary_failures <= 1
+        ),
+        "rungs: names are small letters and digits": any(not re.fullmatch(r"[a-z0-9]+", name) for name in names),
+        "canary_least is not negative": settings.canary_least < 0,
+        "prices are not negative": min(settings.prices.vcpu_hour, settings.prices.gb_hour) < 0,
+        "estimates: memory and times are not negative, time limits above 0": any(
+            min(e.memory_p95, e.time_p99) < 0 or e.time_limit < 1 for e in settings.estimates.values()
         ),
         "submit_rate is above 0": not (settings.submit_rate > 0 and math.isfinite(settings.submit_rate)),
     }
