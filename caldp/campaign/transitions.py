@@ -13,6 +13,7 @@ from typing import Any, cast
 from caldp import causes, messages
 from caldp.campaign.failures import Ended, Evidence, Verdict, classify
 from caldp.campaign.settings import Settings
+from caldp.errors import BusyError
 from caldp.messages import Status
 from caldp.store import ConflictError, PutMode, Store, Update
 
@@ -20,6 +21,9 @@ from caldp.store import ConflictError, PutMode, Store, Update
 BUDGETS = {"transient": "transient", "host": "transient", "oom": "oom", "timeout": "timeout", "unknown": "unknown"}
 
 _MIB = 2**20
+
+#: How often ``settle`` tries.
+_TRIES = 100
 
 #: Characters of a reason that are kept.
 _LONGEST = 1000
@@ -296,12 +300,20 @@ def settle(
         What was done.
     status : Status or None
         How the dataset stands now; None when nothing was to be written.
+
+    Raises
+    ------
+    BusyError
+        If somebody else always is.
     """
-    while True:
+    for _ in range(_TRIES):
         move = follow(ended, gather(), settings, jitter)
         status, done = _apply(store, move)
         if done:
             return move, status
+    raise BusyError(
+        f"{ended.dataset}: its status changes whenever it is looked at; nothing was changed", remedy="try again"
+    )
 
 
 def _apply(store: Store, move: Move) -> tuple[Status | None, bool]:
