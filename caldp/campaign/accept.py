@@ -13,7 +13,7 @@ from caldp.batch import in_threads
 from caldp.campaign.control import OBSERVATIONS, REJECTED, Control, who
 from caldp.campaign.lists import DatasetList, Options, check_invalid
 from caldp.campaign.plan import Observations, Plan, plan_all
-from caldp.campaign.settings import Settings
+from caldp.campaign.settings import Settings, from_json
 from caldp.errors import ExistsError, OutputError, UsageError
 from caldp.messages import Status
 from caldp.store import Store
@@ -160,6 +160,8 @@ def accept(
         control.check_same(known, request, _SAME)
         if (plan := control.planned()) is not None:
             return Accepted(control, plan["reply"], tuple(plan["first"] or plan["shards"]), resumed=True)
+        # Whoever was killed half-way has written down what it goes by; the plan must not go by anything else.
+        settings = from_json(known["settings"])
     drawn = draw(store, listed, options, settings, observations)
     if not drawn.plan.lines and not drawn.skipped:
         raise UsageError("nothing of the list can be planned", remedy="see what caldp campaign plan says of it")

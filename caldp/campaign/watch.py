@@ -34,9 +34,16 @@ def ended_text(line: Line, status: Status, verdict: Verdict, seconds: float) -> 
         return f"{line.dataset}: {status.state}, attempt {line.attempt}{took}"
     if status.state == "placed":
         given = f"attempt {status.attempt} with {status.rung}, {human_time(status.time_limit)}"
-        return f"{line.dataset}: {verdict.cause}{took}, to be tried again ({given}): {status.reason}"
+        return f"{line.dataset}: {cause_of(status, verdict)}{took}, to be tried again ({given}): {status.reason}"
     said = f"exit {status.exit_code}: " if status.exit_code else ""
-    return f"{line.dataset}: {status.state}, {status.cause or verdict.cause}{took}: {said}{status.reason}"
+    if status.state == "cancelled":
+        return f"{line.dataset}: cancelled{took}" + (f": {status.reason}" if status.reason else "")
+    return f"{line.dataset}: {status.state}, {cause_of(status, verdict)}{took}: {said}{status.reason}"
+
+
+def cause_of(status: Status, verdict: Verdict) -> str:
+    """Return the class of how a job ended, as its dataset stands now: the same failure twice is of another class."""
+    return status.state if status.done or status.state == "cancelled" else status.cause or verdict.cause
 
 
 class QuietWatch:
@@ -143,7 +150,7 @@ class JsonWatch(QuietWatch):
             attempt=line.attempt,
             rung=line.rung,
             state=status.state,
-            cause=verdict.cause,
+            cause=cause_of(status, verdict),
             exit_code=status.exit_code,
             reason=status.reason,
             seconds=round(seconds, 3),
@@ -203,7 +210,7 @@ class TableWatch(QuietWatch):
 
     def begin(self, name: str, total: int) -> None:
         """Show it."""
-        self._name, self._total = name, total
+        self._name, self._total = printable(name), total
         self._live.start()
 
     def ended(self, line: Line, status: Status, verdict: Verdict, seconds: float) -> None:
