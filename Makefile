@@ -67,7 +67,9 @@ demo-campaign: $(VENV)/.installed
 		--input file:$(DEMO)-campaign/inputs --config $(DEMO)-campaign/caldp-config-simulated \
 		--settings $(DEMO)-campaign/campaign.toml -j $(JOBS) || [ $$? -eq 1 ]
 	@echo
-	@$(BIN)/caldp status $(DEMO)-campaign/outputs || [ $$? -eq 1 ]
+	@$(BIN)/caldp campaign status $(DEMO)-campaign/outputs || [ $$? -eq 1 ]
+	@echo
+	@$(BIN)/caldp campaign report $(DEMO)-campaign/outputs
 
 test: $(VENV)/.installed-test $(MINISTACK)
 	$(PYTEST) -m "not slow and not engine" -n $(JOBS) --cov=caldp --cov-report=term --cov-fail-under=80

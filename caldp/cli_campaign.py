@@ -29,9 +29,10 @@ _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content
 class _Commands(click.Group):
     """Commands of campaigns; some are in modules that few need: ``<name>_command``."""
 
-    _elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("cancel", "clean", "logs", "pause", "rescue", "unpause"), "caldp.cli_operate"
-    )
+    _elsewhere: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("cancel", "clean", "logs", "pause", "rescue", "unpause"), "caldp.cli_operate"),
+        **dict.fromkeys(("reconcile", "report", "status", "top"), "caldp.cli_progress"),
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self._elsewhere])
@@ -148,6 +149,7 @@ def plan_command(listing: str, output_uri: str, settings_file: Path | None, as_j
 @click.option("--dry-run", is_flag=True, help="Plan it, and write nothing.")
 @click.option("--resume", is_flag=True, help="Go on with the campaign of OUTPUT; no LIST is needed.")
 @click.option("-q", "--quiet", is_flag=True, help="Show nothing but failures.")
+@click.option("--deployment", default="", metavar="NAME", help="On AWS: the stack that runs it, e.g. caldp-dev.")
 @click.pass_context
 def submit_command(
     ctx: click.Context,
@@ -165,12 +167,16 @@ def submit_command(
     dry_run: bool,
     resume: bool,
     quiet: bool,
+    deployment: str,
     **asked: Any,  # noqa: ANN401 - see _options
 ) -> None:
     """Calibrate the datasets of LIST into OUTPUT, which becomes the batch directory.
 
     OUTPUT is file:<directory>: caldp-process runs here for each dataset, a few at a time, within the memory and the
     time that is planned for it, and again where that can help. Ctrl-C stops it; the same command, or --resume, goes on.
+
+    Or it is s3://bucket/prefix: then AWS Batch runs them, in the stack that --deployment (CALDP_DEPLOYMENT_NAME) names,
+    and this command ends as soon as they are queued.
 
     \b
     Exit status:
@@ -201,9 +207,10 @@ def submit_command(
             raise UsageError("--dry-run and --resume do not go together", remedy="give one of them")
         if not output_uri:
             raise UsageError("there is no OUTPUT", remedy="give file:<directory>, which becomes the batch directory")
-        if parse_uri(output_uri)[0] != "file":
-            raise UsageError(f"{output_uri}: campaigns run into file:<directory> so far")
         given = {"input": input_uri, "config": config_name, "context": context, "label": label}
+        if parse_uri(output_uri)[0] == "s3":
+            _submit(listing, output_uri, deployment, asked | given, resume, as_json)
+            sys.exit(0)
         code = _run_here(listing, output_uri, settings_file, asked | given, jobs, memory, resume, as_json, quiet)
     except (Exception, Stop, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, it becomes one line
         interrupts.shield()
@@ -259,6 +266,38 @@ def _run_here(
     )
     runner = local.Runner(control, figures, command, told, jobs or local.default_jobs(), room)
     return runner.run().exit_status
+
+
+def _submit(listing: str, output_uri: str, deployment: str, asked: dict[str, Any], resume: bool, as_json: bool) -> None:
+    """Hand a list to a deployment on AWS."""
+    from caldp.campaign import trigger
+    from caldp.campaign.stack import Stack
+
+    if resume:
+        raise UsageError(
+            "campaigns on AWS go on by themselves",
+            remedy=f"caldp campaign unpause {output_uri}, or caldp campaign reconcile {output_uri}",
+        )
+    name = deployment or config.deployment()
+    if not name:
+        raise UsageError("nobody says which stack runs it", remedy="give --deployment NAME, e.g. caldp-dev")
+    stack = Stack.fetch(name)
+    found, options = _read(listing, asked)
+    if options.config == DEFAULT_CONFIG and not _typed("config"):
+        options = replace(options, config=Options().config)
+    reply = trigger.begin(stack, found, options, output_uri)
+    _complain(found)
+    if as_json:
+        click.echo(json.dumps(reply, indent=1))
+        return
+    estimate = reply["estimate"]
+    again = " (it was there before; nothing is submitted twice)" if reply["resumed"] else ""
+    click.echo(f"campaign {reply['batch']}: {reply['accepted']:,} datasets in {reply['shards']:,} shards{again}")
+    for count, what in ((reply["rejected"], "rejected"), (reply["skipped"], "there already")):
+        if count:
+            click.echo(f"{count:,} {what}")
+    click.echo(f"about {estimate['hours']:,} hours of jobs, ${estimate['cost']:,.2f}")
+    click.echo(f"see caldp campaign status {output_uri}")
 
 
 def _read(listing: str, asked: dict[str, Any]) -> tuple[DatasetList, Options]:

@@ -130,6 +130,7 @@ def accept(
     observations: Observations | None = None,
     *,
     runner: str,
+    deployment: str = "",
 ) -> Accepted:
     """Make a campaign of a list.
 
@@ -141,6 +142,8 @@ def accept(
         As for ``draw``.
     runner : str
         Who runs it: ``local`` or ``aws``.
+    deployment : str, optional
+        The stack that does.
 
     Returns
     -------
@@ -155,7 +158,7 @@ def accept(
         As ``draw``.
     """
     control = Control(store)
-    request = _request(control.name, listed, options, settings, runner)
+    request = {**_request(control.name, listed, options, settings, runner), "deployment": deployment}
     if (known := control.known()) is not None:
         control.check_same(known, request, _SAME)
         if (plan := control.planned()) is not None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from caldp.campaign import settings
+from caldp.campaign.settings import Settings
 from caldp.errors import UsageError
 from caldp.store import parse_uri
 
@@ -31,6 +33,11 @@ _REMEDY = "deploy the stack again"
 def parameter(name: str) -> str:
     """Return what the parameter of AWS Systems Manager is called that describes a deployment."""
     return f"/caldp/{name}/deployment"
+
+
+def settings_parameter(name: str) -> str:
+    """Return what the parameter is called that holds what the campaigns of a deployment go by."""
+    return f"/caldp/{name}/settings"
 
 
 @dataclass(frozen=True)
@@ -198,22 +205,35 @@ class Deployment:
         UsageError
             If there is none of that name, AWS does not tell, or what it tells makes no sense.
         """
-        from botocore.exceptions import BotoCoreError, ClientError
+        return cls.parse(_fetched(name, parameter(name), ssm), parameter(name))
 
-        if not re.fullmatch(NAME, name):
-            raise UsageError(f"{name!r} is no name of a deployment", remedy="give for example caldp-dev")
-        try:
-            found = ssm.get_parameter(Name=parameter(name))["Parameter"]["Value"]
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") == "ParameterNotFound":
-                raise UsageError(
-                    f"there is no deployment {name} in {ssm.meta.region_name}",
-                    remedy="check its name, the region (AWS_DEFAULT_REGION), the account (AWS_PROFILE), or deploy it",
-                ) from error
-            raise UsageError(f"the deployment {name} cannot be read ({error})", remedy=_CREDENTIALS) from error
-        except BotoCoreError as error:
-            raise UsageError(f"the deployment {name} cannot be read ({error})", remedy=_CREDENTIALS) from error
-        return cls.parse(found, parameter(name))
+
+def fetch_settings(name: str, ssm: Any) -> Settings:  # noqa: ANN401 - boto3 has no types
+    """Return what the campaigns of a deployment go by, as a command finds it; UsageError as ``Deployment.fetch``."""
+    where = settings_parameter(name)
+    try:
+        return settings.from_json(json.loads(_fetched(name, where, ssm)))
+    except ValueError as error:
+        raise UsageError(f"{where} has no settings ({error})", remedy=_REMEDY) from error
+
+
+def _fetched(name: str, where: str, ssm: Any) -> str:  # noqa: ANN401 - boto3 has no types
+    """Return the text of a parameter of a deployment."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    if not re.fullmatch(NAME, name):
+        raise UsageError(f"{name!r} is no name of a deployment", remedy="give for example caldp-dev")
+    try:
+        return str(ssm.get_parameter(Name=where)["Parameter"]["Value"])
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") == "ParameterNotFound":
+            raise UsageError(
+                f"there is no deployment {name} in {ssm.meta.region_name}",
+                remedy="check its name, the region (AWS_DEFAULT_REGION), the account (AWS_PROFILE), or deploy it",
+            ) from error
+        raise UsageError(f"the deployment {name} cannot be read ({error})", remedy=_CREDENTIALS) from error
+    except BotoCoreError as error:
+        raise UsageError(f"the deployment {name} cannot be read ({error})", remedy=_CREDENTIALS) from error
 
 
 _OPTIONAL = ("placed", "event_queue", "dead_queues")
