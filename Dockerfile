@@ -56,7 +56,7 @@ RUN cd /tmp && /opt/pip/bin/pip wheel --quiet --no-deps --no-build-isolation --n
 
 
 # ---- what runs: no compilers, no pip, no tests
-FROM ${BASE_IMAGE} AS runtime
+FROM ${BASE_IMAGE} AS whole
 RUN useradd --create-home --home-dir /home/developer --uid 1000 --shell /bin/bash developer
 COPY --from=hstcal /opt/hstcal /opt/hstcal
 COPY --from=packages /opt/caldp /opt/caldp
@@ -65,10 +65,18 @@ ARG CSYS_VER=UNDEFINED
 ENV PATH=/opt/caldp/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/hstcal/bin \
     HOME=/home/developer \
     CSYS_VER=${CSYS_VER}
-# What is in it, for people (VERSION) and for scanners (sbom.cdx.json).
+
+
+# ---- what is in it, for people (VERSION) and for scanners (sbom.cdx.json)
+FROM whole AS inventory
 RUN --mount=type=bind,from=packages,source=/opt/pip,target=/opt/pip \
     --mount=type=bind,source=container/inventory.py,target=/build/inventory.py \
     /opt/pip/bin/python /build/inventory.py /usr/share/caldp
+
+
+# ---- the image: without the places that the inventory needed
+FROM whole AS runtime
+COPY --from=inventory /usr/share/caldp /usr/share/caldp
 LABEL org.opencontainers.image.title="caldp" \
       org.opencontainers.image.description="Calibrate Hubble Space Telescope data, as the archive does" \
       org.opencontainers.image.licenses="BSD-3-Clause"

@@ -278,7 +278,7 @@ def _judge(run: Run, inputs: Inputs, program: Program, done: ProgramRun, said: l
 
 def _last_words(done: ProgramRun) -> str:
     """Return the line that says most of why a program failed."""
-    lines = [line.strip() for line in done.tail if line.strip()]
+    lines = [line.strip() for line in done.tail if programs.has_words(line)]
     telling = [n for n, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b|ERROR", line)]
     # HSTCAL says what is wrong on the first line of several, calcos on those after its error.
     first = next((n for n in reversed(telling) if n - 1 not in telling), -1)

@@ -11,22 +11,28 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NoReturn, TextIO, cast
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 import click
 
 import caldp
 from caldp import config
-from caldp.cli import process_aws_command, process_command, refuse
-from caldp.config import ImageConfig
+from caldp.cli import AWS_CONFIG, process_aws_command, process_command, refuse
+from caldp.config import DEFAULT_CONFIG, ImageConfig
 from caldp.dataset import Dataset
-from caldp.errors import EXIT_CODES, EngineError, UsageError, describe
+from caldp.errors import EXIT_CODES, EngineError, Interrupted, UsageError, describe
 from caldp.process import Interrupts
 from caldp.reporter import Output
 from caldp.store import open_store, parse_uri
 
+if TYPE_CHECKING:
+    from caldp.container import Watched
+
 #: Config of caldp-docker-run-pipeline.
 DOCKER_CONFIG = "caldp-config-offsite"
+
+#: Those that are in the image, whatever there is of their names in the home.
+_CONFIGS = (DEFAULT_CONFIG, DOCKER_CONFIG, AWS_CONFIG)
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -125,7 +131,7 @@ def build_command(context: Path, base: str, hstcal: str, network: str | None, no
         if isinstance(error, EngineError):
             for line in last:
                 Output(sys.stderr).line(line)
-        refuse("caldp-image-build", error, "the image")
+        refuse("caldp-image-build", error, "")
 
 
 @click.command(
@@ -142,10 +148,12 @@ def push_command() -> None:
     """Push the Docker image."""
     from caldp import image
 
+    interrupts = Interrupts().install()
     try:
         _tell(f"pushed {image.push(config.load_image(), _tell)}")
-    except (Exception, KeyboardInterrupt) as error:
-        refuse("caldp-image-push", error, "the image")
+    except BaseException as error:
+        interrupts.shield()
+        refuse("caldp-image-push", error, "")
 
 
 @click.command(
@@ -231,11 +239,12 @@ def _run(
     """Run a command in a container, and exit with its status."""
     from caldp import container
 
-    interrupts, watched, started = Interrupts().install(), None, threading.Event()
+    interrupts, started = Interrupts().install(), threading.Event()
+    watched: Watched | None = None
     try:
         settings = config.load_image()
         given = dict(_variable(text, settings) for text in variables)
-        watched = _watched(command, settings, given)
+        watched, script = _watched(command, settings, given)
         if watched:
             given["CALDP_RUN"] = watched.run
         ask = container.Ask(
@@ -248,11 +257,15 @@ def _run(
             network=settings.network if network is None else network,
             variables=given,
             interactive=interactive and sys.stdin is not None,
+            outlives_reader=not interactive or watched is not None,
+            config=script,
         )
         ended = container.run(ask, interrupts, _bytes(sys.stdout), _bytes(sys.stderr), started)
         interrupts.shield()
         if watched:
             watched.conclude(ended, memory)
+        if ended.stopped and (ended.silent or not watched):  # a calibration says so itself, once it can
+            Output(sys.stderr).line(f"{name}: {Interrupted(ended.signum, watched.dataset if watched else '')}")
         if ended.out_of_memory:
             text = f"{name}: the memory limit was reached, and something was killed in the container"
             Output(sys.stderr).line(text)
@@ -260,7 +273,7 @@ def _run(
         interrupts.shield()
         if watched and started.is_set():
             watched.abandon(describe(error, watched.dataset))
-        refuse(name, error, "the image")
+        refuse(name, error, watched.dataset if watched else "")
     finally:
         for stream in (sys.stdout, sys.stderr):
             Output(stream).flush()
@@ -279,8 +292,8 @@ def _variable(text: str, settings: ImageConfig) -> tuple[str, str]:
     return name, value if equals else settings.environment[name]
 
 
-def _watched(command: Sequence[str], settings: ImageConfig, given: Mapping[str, str]) -> Any:  # noqa: ANN401 - Watched
-    """Check the command line of a calibration before a container is made for it; None for other commands."""
+def _watched(command: Sequence[str], settings: ImageConfig, given: Mapping[str, str]) -> tuple[Watched | None, str]:
+    """Check the command line of a calibration before a container is made for it; return who watches, and its config."""
     from caldp import container
 
     name, args = PurePosixPath(command[0]).name, list(command[1:])
@@ -288,7 +301,7 @@ def _watched(command: Sequence[str], settings: ImageConfig, given: Mapping[str, 
         name = f"caldp-{args.pop(0)}"
     door = _CALIBRATIONS.get(name)
     if door is None or {"-h", "--help", "--version"} & set(args):
-        return None
+        return None, ""
     try:
         asked = door.make_context(name, args).params
     except click.UsageError as error:
@@ -297,16 +310,17 @@ def _watched(command: Sequence[str], settings: ImageConfig, given: Mapping[str, 
     script = asked["config"]
     for place in (asked["input_uri"], asked["output_uri"]):
         parse_uri(place)
-    for place in (asked["input_uri"], asked["output_uri"], *([script] if "/" in script else [])):
+    for place in (asked["input_uri"], asked["output_uri"], *([script] if script not in _CONFIGS else [])):
         container.inside(place, home)
+    container.files_inside(asked["input_uri"], home, dataset)
     for override in asked["overrides"]:
         container.inside(override.partition("=")[2], home)
     if asked["dry_run"]:
-        return None
+        return None, script
     output = asked["output_uri"]
     if output.startswith("file:"):
         output = f"file:{home / (output.removeprefix('file:') or '.')}"
-    return container.Watched(dataset, open_store(output, _aws(settings, given)), os.urandom(6).hex())
+    return container.Watched(dataset, open_store(output, _aws(settings, given)), os.urandom(6).hex()), script
 
 
 def _aws(settings: ImageConfig, given: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -230,9 +231,10 @@ def load(
     Raises
     ------
     UsageError
-        If there is no such script, it fails, or a setting makes no sense.
+        If there is no such script, it fails, a setting makes no sense, or the current directory cannot be used.
     """
     caller = dict(os.environ if environ is None else environ)
+    _require_here(caller)
     script = _find_script(name, caller.get("PATH", ""))
     env = _source(script, caller)
     chosen = context or env.get("CRDS_CONTEXT", "")
@@ -286,6 +288,11 @@ def array_index() -> int:
     return int(text)
 
 
+def deployment() -> str:
+    """Return the stack on AWS that the caller works with (``CALDP_DEPLOYMENT_NAME``), or nothing."""
+    return os.environ.get("CALDP_DEPLOYMENT_NAME", "")
+
+
 def inherited() -> dict[str, str]:
     """Return the environment of the caller, for commands of ours that we start and that read it themselves."""
     return dict(os.environ)
@@ -337,9 +344,10 @@ def load_image(environ: Mapping[str, str] | None = None) -> ImageConfig:
     Raises
     ------
     UsageError
-        If the script is not there, fails, or leaves out what is needed.
+        If the script is not there, fails, or leaves out what is needed, or the current directory cannot be used.
     """
     caller = dict(os.environ if environ is None else environ)
+    _require_here(caller)
     script = _find_script(IMAGE_CONFIG, caller.get("PATH", ""), remedy="install CALDP again: it brings that script")
     env = _source(script, caller)
     wanted = ("CALDP_DOCKER_IMAGE", "CAL_BASE_IMAGE", "CALDP_CONDA_IMAGE", "CALDP_HSTCAL")
@@ -348,6 +356,19 @@ def load_image(environ: Mapping[str, str] | None = None) -> ImageConfig:
             raise UsageError(f"{script} does not export {name}", remedy="put back what you took out of it")
     image, base, conda, hstcal = (env[name] for name in wanted)
     return ImageConfig(image, base, conda, hstcal, env.get("CALDP_DOCKER_NETWORK", ""), _home(env), env)
+
+
+def _require_here(env: Mapping[str, str]) -> None:
+    """Refuse a current directory in which no program can be started."""
+    try:
+        here = Path.cwd()
+        said = "" if os.access(".", os.X_OK) else os.strerror(errno.EACCES)
+    except OSError as error:
+        here, said = Path(env.get("PWD") or "."), error.strerror or str(error)
+    if said:
+        raise UsageError(
+            f"the current directory, {here}, cannot be used ({said})", remedy="cd to a directory of your own"
+        )
 
 
 def _home(env: Mapping[str, str]) -> Path:
@@ -391,7 +412,7 @@ def _source(script: Path, env: Mapping[str, str]) -> dict[str, str]:
         )
         listing = Path(out.name).read_bytes().decode("utf-8", errors="surrogateescape")
         if done.returncode != 0 or not listing:
-            last = f": {done.tail[-1]}" if done.tail else ""
+            last = next((f": {line}" for line in reversed(done.tail) if programs.has_words(line)), "")
             for secret in _secrets(env):
                 last = last.replace(secret, "***")
             raise UsageError(

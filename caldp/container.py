@@ -44,12 +44,17 @@ _GRACE = 90.0
 
 _KILLED = 128 + signal.SIGKILL
 
+_UNREAD = 128 + signal.SIGPIPE
+
 _CHUNK = 65_536
 
 _HEADER = 8
 """Bytes before each piece of output: its stream, three zeros, its size."""
 
 _STDERR = 2
+
+_MOST_LINKS = 40
+"""Symbolic links in one path, as for Linux."""
 
 #: Variables of the caller that mean the same in the container.
 _SETTINGS = re.compile(
@@ -89,6 +94,10 @@ class Ask:
         More variables, by name.
     interactive : bool
         Standard input goes to the command, and a terminal is one inside too.
+    outlives_reader : bool
+        It goes on when nobody reads any more what it prints; else it is stopped, as SIGPIPE stops a local command.
+    config : str
+        Config script of a calibration; empty for other commands.
     """
 
     image: str
@@ -100,6 +109,8 @@ class Ask:
     network: str = ""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     interactive: bool = False
+    outlives_reader: bool = False
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,10 +123,21 @@ class Ended:
         Of its command.
     out_of_memory : bool
         The kernel killed something in it because the memory limit was reached.
+    signum : int
+        Signal that was handed on to it; 0 for none.
+    silent : bool
+        It has printed nothing at all.
     """
 
     exit_code: int
     out_of_memory: bool
+    signum: int = 0
+    silent: bool = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended because of the signal that was handed on."""
+        return bool(self.signum) and self.exit_code in (128 + self.signum, _KILLED)
 
 
 @dataclass(frozen=True)
@@ -153,7 +175,7 @@ class Watched:
         """
         if ended.exit_code - 128 not in {int(known) for known in signal.Signals}:
             return  # it has said itself how it ended
-        error: CaldpError = Interrupted(ended.exit_code - 128)
+        error: CaldpError = Interrupted(ended.exit_code - 128, self.dataset)
         if ended.exit_code == _KILLED and ended.out_of_memory:
             limit = f", limit {memory / 2**20:,.0f} MiB" if memory else ""
             error = ContainerMemoryError(
@@ -221,8 +243,9 @@ def _attend(container: Container, ask: Ask, interrupts: Interrupts, out: IO[byte
     """Start a container and pass on what it prints, what is typed, and signals, until it ends."""
     tty = bool(container.attrs["Config"]["Tty"])
     socket = _attach(container, ask.interactive)
-    over = threading.Event()  # until Python 3.13, a join that is interrupted takes its thread for ended
-    relay = threading.Thread(target=_relay, args=(socket, tty, out, err, over), daemon=True)
+    told = _Told(not ask.outlives_reader)
+    relay = threading.Thread(target=_relay, args=(socket, tty, out, err, told), daemon=True)
+    signum = 0
     with ExitStack() as stack:
         stack.callback(socket.close)
         try:
@@ -234,14 +257,17 @@ def _attend(container: Container, ask: Ask, interrupts: Interrupts, out: IO[byte
                 if tty:
                     stack.enter_context(_same_size(container))
             interrupts.check()
-            over.wait()
+            told.enough.wait()
+            if told.unread:
+                _end(container, signal.SIGTERM, told.over)  # not SIGPIPE, which Python and others ignore
         except Stop as stop:
-            _end(container, stop.signum, over)
+            signum = stop.signum
+            _end(container, signum, told.over)
     interrupts.shield()
     code = int(container.wait(timeout=None)["StatusCode"])
     container.reload()
     state = container.attrs["State"]
-    return Ended(code, bool(state.get("OOMKilled")))
+    return Ended(_UNREAD if told.unread else code, bool(state.get("OOMKilled")), signum, not told.something)
 
 
 def _end(container: Container, signum: int, over: threading.Event) -> None:
@@ -269,11 +295,17 @@ def _directories(ask: Ask) -> tuple[Path, Path | None]:
         return home, None
     cache = _expanded(exported).absolute()
     if not cache.is_dir():
-        raise UsageError(
-            f"CRDS_PATH is {exported}, which is no directory",
-            remedy=f"make it, or unset CRDS_PATH: references are then downloaded into {home / 'crds_cache'}",
-        )
+        raise UsageError(f"CRDS_PATH is {exported}, which is no directory", remedy=_cache_remedy(ask.config, home))
     return home, cache
+
+
+def _cache_remedy(config: str, home: Path) -> str:
+    """Say what can be done where the CRDS cache that is exported is not there."""
+    if config == "caldp-config-onsite":
+        return f"export CRDS_PATH=<a CRDS cache>: {config} downloads nothing"
+    if config in ("caldp-config-offsite", "caldp-config-aws"):
+        return f"make it, or unset CRDS_PATH: references are then downloaded into {home / 'crds_cache'}"
+    return "export CRDS_PATH=<a CRDS cache>, or unset CRDS_PATH"
 
 
 def environment(ask: Ask, cached: bool) -> tuple[dict[str, str], list[str]]:
@@ -439,17 +471,41 @@ def _attach(container: Container, interactive: bool) -> Any:  # noqa: ANN401 - a
     return socket
 
 
+class _Told:
+    """What is known of a container by what it prints.
+
+    Events, for until Python 3.13 a join that is interrupted takes its thread for ended.
+    """
+
+    def __init__(self, needs_reader: bool) -> None:
+        self.something = self.unread = False
+        self.over, self.enough = threading.Event(), threading.Event()
+        self._needs_reader = needs_reader
+
+    def no_reader(self) -> None:
+        """Nobody reads what it prints any more."""
+        if self._needs_reader:
+            self.unread = True
+            self.enough.set()
+
+    def end(self) -> None:
+        """It has ended."""
+        self.over.set()
+        self.enough.set()
+
+
 def _relay(
     socket: Any,  # noqa: ANN401 - see _attach
     tty: bool,
     out: IO[bytes],
     err: IO[bytes],
-    over: threading.Event,
+    told: _Told,
 ) -> None:
     """Pass on what the container prints until it ends, even if nobody reads it any more."""
     broken: set[int] = set()
     try:
         for number, data in _frames(socket, tty):
+            told.something = told.something or bool(data)
             stream, name = (err, "error") if number == _STDERR else (out, "output")
             if number not in broken:
                 try:
@@ -457,12 +513,14 @@ def _relay(
                     stream.flush()
                 except (OSError, ValueError) as error:
                     broken.add(number)
-                    if not isinstance(error, BrokenPipeError):
+                    if isinstance(error, BrokenPipeError):
+                        told.no_reader()
+                    else:
                         _warn(f"standard {name} cannot be written: {getattr(error, 'strerror', None) or error}")
     except OSError:  # the engine has gone: what became of the container is asked for next
         pass
     finally:
-        over.set()
+        told.end()
 
 
 def _frames(socket: Any, tty: bool) -> Iterator[tuple[int, bytes]]:  # noqa: ANN401 - see _attach
@@ -554,7 +612,7 @@ def inside(uri: str, home: Path) -> str:
     Raises
     ------
     UsageError
-        For absolute paths, and paths that lead out of ``home``.
+        For absolute paths, and paths that lead out of ``home``, also by symbolic links.
     """
     scheme, rest = parse_uri(uri) if re.match(r"(file|astroquery|s3):", uri) else ("", uri)
     if scheme == "s3" or rest.startswith("s3://"):
@@ -573,7 +631,64 @@ def inside(uri: str, home: Path) -> str:
             f"{uri} leads out of {home}, the only directory that the container sees",
             remedy="export CALDP_HOME=<directory that holds both>, and give paths relative to it",
         )
+    if found := _link_out(rest, home.resolve()):
+        link, target = found
+        raise UsageError(
+            f"{uri}: {link} is a symbolic link to {target}, which the container does not see: it sees only {home}",
+            remedy="copy what it points to, or export CALDP_HOME=<directory that holds both>, with a relative link",
+        )
     return uri
+
+
+def files_inside(uri: str, home: Path, dataset: str) -> None:
+    """Check that the container sees what the files of a dataset are, where they are symbolic links.
+
+    Parameters
+    ----------
+    uri : str
+        Input that ``inside`` has let pass.
+    home : Path
+        Directory that becomes the home.
+    dataset : str
+        Its name, with which names of files begin.
+
+    Raises
+    ------
+    UsageError
+        If one leads out of ``home``.
+    """
+    if uri.startswith("file:"):
+        folder = parse_uri(uri)[1]
+        with contextlib.suppress(OSError):  # what cannot be read is the run's to report
+            for path in sorted((home / folder).glob(f"{dataset}*")):
+                inside(f"file:{Path(folder) / path.name}", home)
+
+
+def _link_out(path: str, home: Path) -> tuple[Path, Path] | None:
+    """Return the symbolic link by which a path leads where the container sees nothing, and its target."""
+    folder, todo, links = home, list(reversed(Path(path).parts)), 0
+    found: tuple[Path, Path] | None = None
+    while todo and links < _MOST_LINKS:
+        part = todo.pop()
+        if part == "..":
+            if folder == home:
+                return found
+            folder = folder.parent
+            continue
+        try:
+            target = (folder / part).readlink()
+        except OSError:  # no link, or nothing at all
+            folder /= part
+            continue
+        links, found = links + 1, (folder / part, target)
+        if target.is_relative_to(CRDS_CACHE):
+            return None
+        if target.is_relative_to(HOME):
+            folder, target = home, target.relative_to(HOME)
+        if target.is_absolute():
+            return found
+        todo += reversed(target.parts)
+    return None
 
 
 def _expanded(path: str) -> Path:

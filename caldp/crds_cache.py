@@ -26,7 +26,7 @@ from typing import Any
 from caldp.config import Config
 from caldp.errors import OutputError, ProgramMemoryError, ReferencesError
 from caldp.fitsfile import damage
-from caldp.programs import ProgramRun
+from caldp.programs import ProgramRun, has_words
 from caldp.run import Run
 
 _CONTEXT = re.compile(r"hst_\d{4}\.pmap|hst-(operational|edit|latest)")
@@ -322,7 +322,7 @@ def errors_of(done: ProgramRun) -> list[str]:
 
 
 def _why(errors: list[str], done: ProgramRun) -> str:
-    line = errors[0] if errors else next((line for line in reversed(done.tail) if line.strip()), done.outcome)
+    line = errors[0] if errors else next(filter(has_words, reversed(done.tail)), done.outcome)
     return re.sub(r"^CRDS - (ERROR|FATAL) -\s*", "", line)[:300].rstrip(" .")
 
 

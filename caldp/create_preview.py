@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from caldp.errors import PreviewError, ProgramMemoryError
 from caldp.fitsfile import damage_raises
 from caldp.previews import colour, image, spectrum
-from caldp.programs import ProgramRun
+from caldp.programs import ProgramRun, has_words
 
 if TYPE_CHECKING:
     from astropy.io import fits
@@ -658,7 +658,7 @@ def _problems(tasks: Sequence[_Task], run: ProgramRun) -> dict[str, str]:
             document = json.loads(line)
         if isinstance(document, dict) and "product" in document:
             told[document["product"]] = document.get("error") or ""
-        elif line.strip():
+        elif has_words(line):
             last = line.strip()
     problems = {task.label: told[task.label] for task in tasks if told.get(task.label)}
     if run.returncode == 0 or (problems and run.returncode in (2, PreviewError.exit_code)):

@@ -66,8 +66,8 @@ def explained(what: str, environment: Mapping[str, str]) -> Iterator[None]:
     except CaldpError:
         raise
     except (*docker_s, *network_s, ValueError) as error:  # ValueError: an address, or an answer, that makes no sense
-        said, remedy = _explain(error, environment.get("DOCKER_HOST") or "its usual socket")
-        raise EngineError(f"{what}: {said}", remedy=remedy) from error
+        why, remedy = _explain(error, environment.get("DOCKER_HOST") or "its usual socket")
+        raise EngineError(f"{what}: {why}", remedy=remedy) from error
 
 
 def _explain(error: Exception, where: str) -> tuple[str, str]:
@@ -78,8 +78,44 @@ def _explain(error: Exception, where: str) -> tuple[str, str]:
         return f"the Docker daemon at {where} is not running", "start it, for example: sudo systemctl start docker"
     if number in (errno.EACCES, errno.EPERM):
         return f"not allowed to use the Docker engine at {where}", "become a member of the group docker, or use sudo"
-    said = " ".join((getattr(error, "explanation", None) or str(error)).split())
-    return said, remedy(said)
+    text = said(error)
+    return text, remedy(text)
+
+
+def said(error: Exception) -> str:
+    """Return what an engine, or the way to it, said of a failure.
+
+    Parameters
+    ----------
+    error : Exception
+        What the Docker package raised.
+
+    Returns
+    -------
+    str
+        In one line; of an answer of the engine, only what it says itself.
+    """
+    return " ".join((getattr(error, "explanation", None) or str(error)).split())
+
+
+def shortened(text: str, length: int = 300) -> str:
+    """Cut a long message down to its end, where engines and builders say what it comes to.
+
+    Parameters
+    ----------
+    text : str
+        One line.
+    length : int, optional
+        Characters that are left at most.
+
+    Returns
+    -------
+    str
+    """
+    if len(text) <= length:
+        return text
+    end = text[4 - length :]
+    return f"... {end.partition(' ')[2] or end}"
 
 
 def remedy(said: str) -> str:

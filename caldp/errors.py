@@ -232,16 +232,13 @@ class Stop(BaseException):
 
 
 class Interrupted(CaldpError):  # noqa: N818 - the field's word; it is a signal, not a mistake
-    """A signal asked the run to stop."""
+    """A signal asked the run, of a dataset or of another command, to stop."""
 
     retriable = True
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, dataset: str = "") -> None:
         self.signum = signum
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name}",
-            remedy="run the same command again to calibrate the dataset",
-        )
+        super().__init__(f"{_of(dataset)}stopped by {signal.Signals(signum).name}", remedy="run the same command again")
 
     @property
     def code(self) -> int:
@@ -275,7 +272,7 @@ EXIT_CODES: dict[int, tuple[str, str]] = {
     125: ("ENGINE_ERROR", "Docker cannot be used, or cannot build, push or run the image"),
     129: ("HANGUP", "stopped because the terminal closed (SIGHUP); an attempt that had begun is in state error"),
     130: ("INTERRUPTED", "stopped by Ctrl-C (SIGINT); an attempt that had begun is in state error"),
-    137: ("KILLED", "the container was killed (SIGKILL), not for memory; an attempt that had begun is in state error"),
+    137: ("KILLED", "container or CALDP killed (SIGKILL), not for memory; an attempt that had begun is in state error"),
     143: ("TERMINATED", "stopped by SIGTERM; an attempt that had begun is in state error"),
 }
 
@@ -288,7 +285,7 @@ def describe(error: BaseException, dataset: str) -> CaldpError:
     error : BaseException
         What was raised.
     dataset : str
-        Named in the message of errors that did not expect to be raised.
+        Named in the message of errors that did not expect to be raised; may be empty.
 
     Returns
     -------
@@ -298,32 +295,37 @@ def describe(error: BaseException, dataset: str) -> CaldpError:
     if isinstance(error, CaldpError):
         return error
     if isinstance(error, Stop):
-        return Interrupted(error.signum)
+        return Interrupted(error.signum, dataset)
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted(signal.SIGINT)
+        return Interrupted(signal.SIGINT, dataset)
     if isinstance(error, MemoryError):
-        return CaldpMemoryError(f"{dataset}: CALDP ran out of memory", remedy="run it with more memory")
+        return CaldpMemoryError(f"{_of(dataset)}CALDP ran out of memory", remedy="run it with more memory")
     if isinstance(error, OSError):
         return _describe_oserror(error, dataset)
     return CaldpError(
-        f"{dataset}: unforeseen {type(error).__name__}: {error}",
+        f"{_of(dataset)}unforeseen {type(error).__name__}: {error}",
         remedy="please report it, with logs/process.txt if there is one",
     )
+
+
+def _of(dataset: str) -> str:
+    """Return how a message begins that names a dataset, if there is one."""
+    return f"{dataset}: " if dataset else ""
 
 
 def _describe_oserror(error: OSError, dataset: str) -> CaldpError:
     where = error.filename2 or error.filename or "a file"
     where = Path(where) if isinstance(where, str) else where
     if error.errno == errno.ENOMEM:
-        return SystemMemoryError(f"{dataset}: the system cannot allocate memory", remedy="run it with more memory")
+        return SystemMemoryError(f"{_of(dataset)}the system cannot allocate memory", remedy="run it with more memory")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
-            f"{dataset}: no space left while writing {where}",
+            f"{_of(dataset)}no space left while writing {where}",
             remedy="free space there, or point CALDP_HOME (scratch) or the output at another disk",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(
-            f"{dataset}: not allowed to use {where} ({error.strerror})",
+            f"{_of(dataset)}not allowed to use {where} ({error.strerror})",
             remedy="choose an output (and CALDP_HOME) that you may write",
         )
-    return OutputError(f"{dataset}: {where}: {error.strerror or error}", remedy="check that path")
+    return OutputError(f"{_of(dataset)}{where}: {error.strerror or error}", remedy="check that path")

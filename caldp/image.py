@@ -151,7 +151,7 @@ def _build(client: docker.DockerClient, settings: ImageConfig, context: Path, te
             raise EngineError(str(error), remedy="install the docker command again") from error
     if done.returncode:
         remedy = engine.remedy("\n".join(done.tail)) or "see the lines above"
-        said = _telling(done.tail)[:300]
+        said = engine.shortened(_telling(done.tail))
         raise EngineError(f"{settings.image}: docker build failed ({done.outcome}): {said}", remedy=remedy)
     with engine.explained(f"{settings.image} cannot be looked at", environment):
         made = client.images.get(settings.image)
@@ -327,7 +327,7 @@ def pin(client: docker.DockerClient, name: str, tell: Tell) -> str:
         except docker.errors.ImageNotFound as error:
             raise EngineError(
                 f"the image {name}, to build on, is not here, and its registry does not give it "
-                f"({' '.join(str(unreachable).split())[:200]})",
+                f"({engine.shortened(engine.said(unreachable))})",
                 remedy="check the name and the network, or name one that is here (--base, CAL_BASE_IMAGE)",
             ) from error
         known = [text.partition("@") for text in image.attrs.get("RepoDigests") or ()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import signal
@@ -148,6 +149,21 @@ class ProgramRun:
             f"{self.name}: {self.outcome}, {self.wall:.1f} s wall, {self.cpu:.1f} s CPU, "
             f"{self.peak_memory / 1e6:.0f} MB peak"
         )
+
+
+def has_words(line: str) -> bool:
+    """Whether a line can say why a program failed: the rules and the numbers of a table cannot.
+
+    Parameters
+    ----------
+    line : str
+        That a program has printed.
+
+    Returns
+    -------
+    bool
+    """
+    return re.search(r"[^\W\d_]{2}", line) is not None
 
 
 def find(program: str, path: str) -> str | None:

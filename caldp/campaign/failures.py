@@ -240,7 +240,7 @@ ROWS: tuple[Row, ...] = (
         "stopped at its time limit",
         _status_reason("Job attempt duration exceeded timeout"),
     ),
-    Row(8, "host", "again", "its host was lost", _status_reason("Host EC2")),
+    Row(8, "host", "again", "its host was lost, or none was found for it", _status_reason("Host EC2", "CAPACITY:")),
     Row(
         9,
         "deployment",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import subprocess
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,19 @@ def typed(
     done = subprocess.run([program, *args], cwd=cwd, env=dict(env), capture_output=True, text=True, timeout=60, **popen)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done
+
+
+def as_anybody() -> Callable[[], None]:
+    """Return what takes from root, in a child, the right to use what its permissions forbid."""
+    pr_capbset_drop, cap_dac_override, cap_dac_read_search = 24, 1, 2
+    prctl = ctypes.CDLL(None).prctl if os.geteuid() == 0 else None
+
+    def drop() -> None:
+        for capability in (cap_dac_override, cap_dac_read_search):
+            if prctl is not None and prctl(pr_capbset_drop, capability):
+                os._exit(99)
+
+    return drop
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:

@@ -123,11 +123,19 @@ def test_what_is_in_the_image(docked: Desk, image: Image, engine: Any) -> None:
     assert inside(docked, f"command -v {compilers}; command -v /opt/caldp/bin/pip || true").split() == []
     folders = "/opt /usr /home /root /etc /var"
     paths = inside(docked, f"find {folders} -xdev -type d -o -type f -o -type l 2>/dev/null || true").split("\n")
-    suites = [path for path in paths if path.startswith("/opt/") and Path(path).name == "tests"]
-    assert [path.partition("site-packages/")[2] for path in suites] == ["astropy/tests"]
-    wrong = (
-        r"/(\.aws|\.netrc|\.git|\.docker|\.ssh|pip\.conf|\.pypirc|id_rsa|credentials)(/|$)|^/(run/secrets|build|src)/"
-    )
+    ours = [path.partition("site-packages/")[2] or path for path in paths if path.startswith("/opt/")]
+    suites = re.compile(r"(.*/)?(_?tests?|test_\w+\.py|\w+_test\.py|conftest\.py)")
+    # Of astropy what others test with, of scipy tests of statistics.
+    assert sorted(filter(suites.fullmatch, ours)) == [
+        "astropy/tests",
+        "scipy/stats/_bws_test.py",
+        "scipy/stats/_page_trend_test.py",
+    ]
+    assert not [path for path in ours if re.search(r"\.(c|cpp|h|pyx|a|o)$|^(docs?|examples|src|typings)(/|$)", path)]
+    assert "/opt/caldp" in paths and not {"/opt/pip", "/build", "/src", "/wheels"} & set(paths)
+    keys = f"grep -rlIE -- '^-----BEGIN ([A-Z]+ )*PRIVATE KEY-----' {folders} 2>/dev/null || true"
+    assert inside(docked, keys).split() == []
+    wrong = r"/(\.aws|\.netrc|\.git|\.docker|\.ssh|pip\.conf|\.pypirc|id_rsa|credentials)(/|$)|^/run/secrets/"
     assert not [path for path in paths if re.search(wrong, path) and "site-packages" not in path]
     assert "/etc/pip.conf" not in paths
 
@@ -446,6 +454,18 @@ def test_a_read_only_cache_is_read_only(docked: Desk) -> None:
     assert result.code == 1 and "Read-only file system" in result.stderr
 
 
+def test_onsite_without_an_exported_cache(docked: Desk, give: Give) -> None:
+    give(f"{ACQ}*")
+    env = {k: v for k, v in docked.env.items() if k != "CRDS_PATH"}
+    result = pipeline(replace(docked, env=env), ACQ)
+    assert result.code == 27, result.stderr
+    assert "/grp/crds/cache" in result.stderr
+
+
+def test_other_groups_of_the_caller(docked: Desk) -> None:
+    assert set(map(int, inside(docked, "id -G").split())) == {os.getgid(), *os.getgroups()}
+
+
 # --- ends
 
 
@@ -468,8 +488,32 @@ def test_stopped_before_it_has_begun(docked: Desk, give: Give) -> None:
     process = start(docked, "caldp-docker-run-pipeline", ACQ, "file:IN", "file:OUT", ONSITE)
     time.sleep(0.6)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert stderr.count("stopped by SIGINT; run the same command again") == 1
+
+
+@pytest.mark.parametrize("later", [0.02, 0.1, 0.3])
+def test_stopped_as_soon_as_the_container_runs(docked: Desk, give: Give, engine: Any, later: float) -> None:
+    """Python has not come to CALDP yet, or it has."""
+    give(f"{ACQ}*")
+    process = start(docked, "caldp-docker-run-pipeline", ACQ, "file:IN", "file:OUT", ONSITE)
+    end = time.monotonic() + 60
+    while not [c for c in engine.containers.list() if f":{process.pid}:" in c.labels.get("caldp.waiting", "")]:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    time.sleep(later)
+    process.terminate()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert stderr.count(f"{ACQ}: stopped by SIGTERM; run the same command again") == 1, stderr
+
+
+@pytest.mark.parametrize("command", ["yes", "python -c 'while True: print(1)'", "sh -c 'yes >&2'"])
+def test_nobody_reads_what_it_prints(docked: Desk, command: str) -> None:
+    line = f"{SCRIPTS}/caldp-docker-run-container {command} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=docked.home, env=docked.env, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.count(b"\n"), done.stderr) == (141, 1, b"")
 
 
 def test_the_container_is_killed(docked: Desk, give: Give, engine: Any) -> None:
@@ -478,12 +522,24 @@ def test_the_container_is_killed(docked: Desk, give: Give, engine: Any) -> None:
     program_in_container(engine, docked, "calcos").kill()
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 137
-    assert stderr.splitlines()[-1].startswith("caldp-docker-run-pipeline: stopped by SIGKILL")
+    assert stderr.splitlines()[-1].startswith(f"caldp-docker-run-pipeline: {ACQ}: stopped by SIGKILL")
     status = docked.status(ACQ)
     assert (status["state"], status["exit_code"]) == ("error", 137)
     assert docked.states(ACQ) == ["dataset-error"]
     again = pipeline(docked, ACQ)
     assert (again.code, docked.status(ACQ)["state"], docked.status(ACQ)["attempt"]) == (0, "processed", 2)
+
+
+def test_caldp_in_the_container_is_killed(docked: Desk, give: Give, engine: Any) -> None:
+    give(f"{ACQ}*")
+    process = start(docked, "caldp-docker-run-pipeline", ACQ, "file:IN", "file:OUT", ONSITE)
+    container = program_in_container(engine, docked, "calcos")
+    rows = [row for row in container.top()["Processes"] if "/caldp-process" in row[-1] and "dumb-init" not in row[-1]]
+    os.kill(int(rows[0][1]), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 137
+    assert stderr.splitlines()[-1].startswith(f"caldp-docker-run-pipeline: {ACQ}: stopped by SIGKILL")
+    assert (docked.status(ACQ)["state"], docked.status(ACQ)["exit_code"]) == ("error", 137)
 
 
 def test_the_command_that_waits_is_killed(docked: Desk, give: Give, engine: Any) -> None:

@@ -11,9 +11,11 @@ import pytest
 from astropy.io import fits
 
 import caldp
+from caldp import calibrate as calibration
 from caldp.calibrate import Products, calibrate, commands, expected
 from caldp.errors import CaldpError, OutputError, ProgramMemoryError, Stage1Error, Stage2Error
 from caldp.inputs import Inputs, fetch
+from caldp.programs import ProgramRun
 from caldp.references import References
 from caldp.run import Run
 from tests.conftest import RunFactory
@@ -210,6 +212,18 @@ def test_d1_d8_d17_failures_are_named(
     calibrated: Calibrated, behaviour: str, error: type[CaldpError], code: int, words: list[str]
 ) -> None:
     failed(calibrated, error, code, words, behaviour)
+
+
+@pytest.mark.parametrize(
+    ("tail", "said"),
+    [
+        (("FLUXTAB= lref$x_phot.fits", "", "------- ----", "   12   34"), " (FLUXTAB= lref$x_phot.fits)"),
+        (("------- ----",), ""),
+        ((), ""),
+    ],
+)
+def test_only_lines_with_words_are_quoted(tail: tuple[str, ...], said: str) -> None:
+    assert calibration._last_words(ProgramRun(("calcos",), -9, 1.0, 1.0, 0, tail=tail)) == said
 
 
 @pytest.mark.usefixtures("exposure")

@@ -64,6 +64,7 @@ HITS: list[tuple[int, Ended, Evidence]] = [
     (7, end(137, "", TIMEOUT), NOTHING),
     (7, end(143, "", TIMEOUT), result(code=143, retriable=True)),
     (8, end(None, "", "Host EC2 (instance i-0a1b) terminated."), NOTHING),
+    (8, end(None, "", "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY - no host in a day"), NOTHING),
     (9, end(None, "CannotPullContainerError: pull access denied, repository does not exist"), NOTHING),
     (9, end(None, "CannotPullContainerError: manifest for x:y Not Found"), NOTHING),
     (9, end(None, "CannotPullContainerError: 401 Unauthorized"), NOTHING),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from caldp.container import Ask, Ended, Watched
 from caldp.errors import EXIT_CODES, EngineError, Stop
 from caldp.local_store import LocalStore
 from caldp.s3_store import S3Store
-from tests.fakes.docker import one_line, typed, user
+from tests.fakes.docker import as_anybody, one_line, typed, user
 from tests.fakes.engine import FakeContainer, Play, serving
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -435,6 +436,36 @@ def test_usage_errors(asked: Asked, args: list[str]) -> None:
     assert asked.asks == []
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        [DATASET, "file:link"],
+        [DATASET, "file:.", "file:link/out"],
+        [DATASET, "file:.", "file:.", "./link"],
+        [DATASET, "file:.", "file:.", "link"],
+        [DATASET, "--override", "FLUXTAB=link/x.fits"],
+        [DATASET, "file:IN", "--dry-run"],
+    ],
+)
+def test_links_out_of_the_home_are_refused(home: Path, args: list[str]) -> None:
+    (home / "IN").mkdir()
+    for name in ("link", f"IN/{DATASET}_raw.fits"):
+        (home / name).symlink_to("/data/elsewhere")
+    assert "is a symbolic link to /data/elsewhere, which the container does not see" in refused(pipeline(*args))
+
+
+def test_a_link_named_as_a_config_of_the_image_is_not_looked_at(asked: Asked, home: Path) -> None:
+    (home / "caldp-config-onsite").symlink_to("/clone/scripts/caldp-config-onsite")
+    assert pipeline(DATASET, "file:.", "file:.", "caldp-config-onsite").exit_code == 0
+
+
+@pytest.mark.parametrize("args", [[], ["--dry-run"]])
+def test_the_container_is_told_of_the_config(asked: Asked, args: list[str]) -> None:
+    assert pipeline(DATASET, "file:.", "file:.", "caldp-config-onsite", *args).exit_code == 0
+    assert run("true").exit_code == 0
+    assert [(ask.config, ask.outlives_reader) for ask in asked.asks] == [("caldp-config-onsite", True), ("", False)]
+
+
 def test_an_absolute_path_below_the_home_is_corrected(home: Path) -> None:
     assert refused(pipeline(DATASET, f"file:{home}/in")).endswith("; write file:in")
 
@@ -620,7 +651,7 @@ def began(output: Path) -> Began:
     ("out_of_memory", "code", "said"),
     [
         (True, 33, f"caldp-docker-run-pipeline: {DATASET}: the container was killed for memory, limit "),
-        (False, 137, "caldp-docker-run-pipeline: stopped by SIGKILL; "),
+        (False, 137, f"caldp-docker-run-pipeline: {DATASET}: stopped by SIGKILL; run the same command again"),
     ],
 )
 def test_a_calibration_that_is_killed(tmp_path: Path, out_of_memory: bool, code: int, said: str) -> None:
@@ -634,6 +665,83 @@ def test_a_calibration_that_is_killed(tmp_path: Path, out_of_memory: bool, code:
     assert status is not None
     assert (status.state, status.exit_code) == ("error", code)
     assert fake.containers == {}
+
+
+@pytest.mark.parametrize(
+    ("err", "said"),
+    [
+        (b"", f"caldp-docker-run-pipeline: {DATASET}: stopped by SIGTERM; run the same command again"),
+        (b"caldp-process: stopped\n", "caldp-process: stopped"),
+    ],
+)
+def test_a_calibration_that_is_stopped_is_named_once(tmp_path: Path, err: bytes, said: str) -> None:
+    """By itself, or by the command outside if it was too early."""
+
+    def stop(made: FakeContainer) -> None:
+        os.kill(int(made.asked["Labels"][container.LABEL].split(":")[-2]), signal.SIGTERM)
+
+    with serving(images={"caldp:latest": {}}, play=Play(err=err, waits=True, at_start=stop)) as fake:
+        done = typed("caldp-docker-run-pipeline", DATASET, cwd=tmp_path, env=user(tmp_path, fake.host))
+    assert one_line(done, 143) == said
+
+
+def test_a_calibration_that_is_stopped_before_there_is_a_container(asked: Asked) -> None:
+    asked.ended = Stop(signal.SIGTERM)
+    line = refused(pipeline(DATASET), 143)
+    assert line == f"caldp-docker-run-pipeline: {DATASET}: stopped by SIGTERM; run the same command again"
+
+
+def test_a_build_that_is_stopped(built: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Stop(signal.SIGINT)
+
+    monkeypatch.setattr(image, "build", stop)
+    monkeypatch.setattr(image, "push", stop)
+    for name in ("caldp-image-build", "caldp-image-push"):
+        line = refused(invoke(DOORS[name][0]), 130)
+        assert line == f"{name}: stopped by SIGINT; run the same command again"
+
+
+def leave(folder: Path) -> Callable[[], None]:
+    """Return what makes the current directory, in a child, one that is not there any more."""
+    return lambda: folder.rmdir()
+
+
+def lock(folder: Path) -> Callable[[], None]:
+    """Return what makes the current directory, in a child, one that it may not enter."""
+    drop = as_anybody()
+
+    def lock() -> None:
+        folder.chmod(0)
+        drop()
+
+    return lock
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("caldp-docker-run-container", "true"),
+        ("caldp-docker-run-pipeline", DATASET),
+        ("caldp-image-build",),
+        ("caldp-image-push",),
+        ("caldp-process", DATASET),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize(("spoil", "why"), [(leave, "No such file or directory"), (lock, "Permission denied")])
+def test_a_current_directory_that_cannot_be_used(
+    tmp_path: Path, command: tuple[str, ...], spoil: Callable[[Path], Callable[[], None]], why: str
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    env = user(tmp_path, "unix:///nonexistent.sock", PWD=str(here))
+    line = one_line(typed(*command, cwd=here, env=env, preexec_fn=spoil(here)), 2)
+    said = f"the current directory, {here}, cannot be used ({why}); cd to a directory of your own"
+    assert line.startswith(f"{command[0]}: ") and line.endswith(said)
+    assert "the image" not in line
+    if here.exists():
+        here.chmod(0o700)
 
 
 def test_only_the_program_was_killed(tmp_path: Path) -> None:

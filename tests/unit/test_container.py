@@ -166,6 +166,78 @@ def test_what_to_write_instead(uri: str, remedy: str) -> None:
     assert caught.value.remedy == remedy
 
 
+#: A home: symbolic links in it, by name.
+LINKS = {
+    "within": "real",
+    "within/../up": "real/inner",
+    "deep": "real/../real/inner",
+    "loop": "loop",
+    "home": f"{HOME}/real",
+    "cache.fits": f"{CRDS_CACHE}/references/hst/x.fits",
+    "absolute": "/data/hst",
+    "out": "../data",
+    "further": "out",
+    "sneaky": "real/../../me/real",
+    "real/up": "../../data",
+}
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A home with symbolic links."""
+    home = tmp_path / "me"
+    (home / "real" / "inner").mkdir(parents=True)
+    for name, target in LINKS.items():
+        (home / name).symlink_to(target)
+    (home / "mine").symlink_to(home / "real")  # absolute: it means nothing in the container
+    return home
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["file:within", "within/x.fits", "file:up", "file:deep/new", "astroquery:home", "cache.fits", "loop", "file:new/x"],
+)
+def test_links_that_the_container_sees(linked: Path, uri: str) -> None:
+    assert container.inside(uri, linked) == uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "link", "target"),
+    [
+        ("file:absolute", "absolute", "/data/hst"),
+        ("astroquery:absolute/x", "absolute", "/data/hst"),
+        ("mine/x.fits", "mine", "{home}/real"),
+        ("file:out", "out", "../data"),
+        ("further/x.fits", "out", "../data"),
+        ("file:within/up/x", "real/up", "../../data"),
+        ("file:sneaky", "sneaky", "real/../../me/real"),
+    ],
+)
+def test_links_that_lead_out(linked: Path, uri: str, link: str, target: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        container.inside(uri, linked)
+    said = f"{linked / link} is a symbolic link to {target.format(home=linked)}, which the container does not see"
+    assert caught.value.message.startswith(f"{uri}: {said}")
+    assert "copy" in caught.value.remedy and "CALDP_HOME" in caught.value.remedy
+
+
+def test_a_home_that_is_a_link_itself(linked: Path) -> None:
+    (linked.parent / "short").symlink_to(linked)
+    assert container.inside("file:within", linked.parent / "short")
+
+
+def test_files_of_the_dataset_that_are_links(linked: Path) -> None:
+    (linked / "real" / "ldfd01vnq_raw.fits").symlink_to("inner/x")
+    (linked / "real" / "other.fits").symlink_to("/data/other.fits")
+    container.files_inside("file:real", linked, DATASET)
+    container.files_inside("file:nowhere", linked, DATASET)
+    container.files_inside("astroquery:", linked, DATASET)
+    container.files_inside("s3://bucket/x", linked, DATASET)
+    (linked / "real" / "ldfd01vnq_spt.fits").symlink_to("/data/spt.fits")
+    with pytest.raises(UsageError, match="^file:real/ldfd01vnq_spt.fits: .*/data/spt.fits"):
+        container.files_inside("file:real", linked, DATASET)
+
+
 # ---- variables
 
 #: What a container is given whatever the caller has.
@@ -348,11 +420,15 @@ def test_a_home_that_is_a_file(tmp_path: Path) -> None:
         "~no-such-user/crds",
     ],
 )
-def test_a_cache_that_is_none(tmp_path: Path, exported: str) -> None:
+@pytest.mark.parametrize("config", ["", "caldp-config-onsite", "caldp-config-offsite", "caldp-config-aws", "./mine"])
+def test_a_cache_that_is_none(tmp_path: Path, exported: str, config: str) -> None:
     with pytest.raises(UsageError) as caught:
-        container._directories(ask({"CRDS_PATH": exported}, home=tmp_path))
+        container._directories(ask({"CRDS_PATH": exported}, home=tmp_path, config=config))
     assert caught.value.message == f"CRDS_PATH is {exported}, which is no directory"
-    assert str(tmp_path / "crds_cache") in caught.value.remedy
+    downloads = config in ("caldp-config-offsite", "caldp-config-aws")
+    assert (f"downloaded into {tmp_path / 'crds_cache'}" in caught.value.remedy) == downloads
+    assert ("downloads nothing" in caught.value.remedy) == (config == "caldp-config-onsite")
+    assert ("unset CRDS_PATH" in caught.value.remedy) == (config != "caldp-config-onsite")
 
 
 # ---- the state of a run that was killed
@@ -756,7 +832,8 @@ def test_signals_are_handed_on(fake: FakeEngine, tmp_path: Path, signum: signal.
     with started(fake, tmp_path, later=later) as process:
         process.send_signal(signum)
         out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (128 + signum, "", "")
+    said = f"{RUN}: stopped by {signum.name}; run the same command again\n"
+    assert (process.returncode, out, err) == (128 + signum, "", said)
     assert fake.made[0].signals == [signum.name]
     assert fake.containers == {}
 
@@ -767,7 +844,7 @@ def test_a_container_that_does_not_heed_is_killed(fake: FakeEngine, tmp_path: Pa
     with started(fake, tmp_path, code="import caldp.container as m; m._GRACE = 0.2", later=later) as process:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=10)
-    assert (process.returncode, err) == (137, "")
+    assert (process.returncode, err) == (137, f"{RUN}: stopped by SIGTERM; run the same command again\n")
     assert fake.made[0].signals == ["SIGTERM", "SIGKILL"]
     assert fake.containers == {}
 
@@ -821,7 +898,8 @@ def test_a_signal_while_the_container_is_made(fake: FakeEngine, tmp_path: Path) 
 
 def test_a_signal_while_the_container_starts_reaches_it(fake: FakeEngine, tmp_path: Path) -> None:
     fake.play = Play(waits=True)
-    assert stopped_by(fake, tmp_path, signal.SIGINT, "on_start") == (130, "")
+    said = f"{RUN}: stopped by SIGINT; run the same command again\n"
+    assert stopped_by(fake, tmp_path, signal.SIGINT, "on_start") == (130, said)
     assert fake.made[0].signals == ["SIGINT"]
     assert fake.containers == {}
 
@@ -852,18 +930,41 @@ def test_what_it_prints_comes_at_once(fake: FakeEngine, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [2, 200_000])
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_nobody_reads_what_it_prints(fake: FakeEngine, tmp_path: Path, stream: str, size: int) -> None:
-    # defect: when Python ends, it cannot write what its buffer still holds, and makes that the status (120)
     fake.play = Play(out=b"x" * size, err=b"y" * size, code=7)
-    reader, writer = os.pipe()
-    os.close(reader)
-    program = Path(sysconfig.get_path("scripts")) / RUN
-    env = user(tmp_path, fake.host)
-    with os.fdopen(writer, "wb") as closed:
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: closed}
-        done = subprocess.run([str(program), "true"], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, **pipes)
-    assert done.returncode == 7
+    done = without_reader(fake, tmp_path, stream, RUN, "true")
+    assert done.returncode == 128 + signal.SIGPIPE
     other = done.stdout if stream == "stderr" else done.stderr
     assert len(other) == size
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_nobody_reads_is_stopped(fake: FakeEngine, tmp_path: Path, stream: str) -> None:
+    lines = b"y\n" * 1000
+    fake.play = Play(lines, waits=True) if stream == "stdout" else Play(err=lines, waits=True)
+    done = without_reader(fake, tmp_path, stream, RUN, "yes")
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert not done.stdout and not done.stderr
+    assert fake.made[0].signals == ["SIGTERM"]
+    assert fake.containers == {}
+
+
+@pytest.mark.parametrize("command", [["caldp-docker-run-pipeline"], [RUN, "caldp-process"]], ids="-".join)
+def test_a_calibration_that_nobody_reads_goes_on(fake: FakeEngine, tmp_path: Path, command: list[str]) -> None:
+    fake.play = Play(out=b"x" * 1000)
+    assert without_reader(fake, tmp_path, "stdout", *command, DATASET).returncode == 0
+    assert fake.made[0].signals == []
+
+
+def without_reader(fake: FakeEngine, home: Path, stream: str, *command: str) -> subprocess.CompletedProcess[bytes]:
+    """Type a command of which nobody reads one of the standard streams."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = Path(sysconfig.get_path("scripts")) / command[0]
+    env = user(home, fake.host)
+    with os.fdopen(writer, "wb") as closed:
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: closed}
+        argv = [str(program), *command[1:]]
+        return subprocess.run(argv, cwd=home, env=env, stdin=subprocess.DEVNULL, timeout=30, **pipes)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import http.client
@@ -11,7 +10,7 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from docker.errors import APIError, DockerException, NotFound
 
 from caldp import engine
 from caldp.errors import EngineError, UsageError
-from tests.fakes.docker import make_docker, one_line, typed, user
+from tests.fakes.docker import as_anybody, make_docker, one_line, typed, user
 from tests.fakes.engine import FakeEngine, serving
 
 #: Every command that needs an engine.
@@ -93,19 +92,6 @@ def test_an_engine_that_is_not_running(home: Path, short: Path, command: tuple[s
     line = failed(home, f"unix://{short}/docker.sock", command)
     assert f"the Docker daemon at unix://{short}/docker.sock is not running" in line
     assert "; start it" in line
-
-
-def as_anybody() -> Callable[[], None]:
-    """Return what takes from root, in a child, the right to use what its permissions forbid."""
-    pr_capbset_drop, cap_dac_override, cap_dac_read_search = 24, 1, 2
-    prctl = ctypes.CDLL(None).prctl if os.geteuid() == 0 else None
-
-    def drop() -> None:
-        for capability in (cap_dac_override, cap_dac_read_search):
-            if prctl is not None and prctl(pr_capbset_drop, capability):
-                os._exit(99)
-
-    return drop
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
@@ -303,6 +289,25 @@ def test_remedies(said: str, word: str) -> None:
     remedy = engine.remedy(said)
     assert word in remedy
     assert word or "docker login" not in remedy
+
+
+# ---- long messages
+
+
+def test_of_a_long_message_the_end_is_kept() -> None:
+    said = f"dial tcp: {'x ' * 300}lookup registry-1.docker.io: no such host"
+    short = engine.shortened(said)
+    assert 280 < len(short) <= 300
+    assert short.startswith("... x ") and short.endswith("x lookup registry-1.docker.io: no such host")
+
+
+@pytest.mark.parametrize("said", ["", "no such host", "y" * 300])
+def test_a_short_message_stays(said: str) -> None:
+    assert engine.shortened(said) == said
+
+
+def test_a_long_word_is_cut() -> None:
+    assert engine.shortened("y" * 301) == f"... {'y' * 296}"
 
 
 # ---- whatever is raised

@@ -19,6 +19,7 @@ from caldp.errors import (
     InputError,
     Interrupted,
     OutputError,
+    Stop,
     SystemMemoryError,
     describe,
 )
@@ -101,6 +102,7 @@ def test_signals_that_stop_a_run_have_codes_of_their_own(signum: int, code: int,
     assert signal.Signals(signum).name in stopped.message
     assert code in EXIT_CODES
     assert stopped.name == name or code == 129
+    assert str(Interrupted(signum, "ldfd01vnq")) == f"ldfd01vnq: {stopped}"
 
 
 def test_messages_are_one_line() -> None:
@@ -137,6 +139,19 @@ def test_any_exception_is_described(error: BaseException, cls: type[CaldpError],
     assert all(word in str(described) for word in words), str(described)
     assert "\n" not in str(described)
     assert described.remedy
+
+
+@pytest.mark.parametrize("stop", [Stop(signal.SIGINT), KeyboardInterrupt()])
+def test_whoever_is_stopped_is_named_and_told_what_fits(stop: BaseException) -> None:
+    assert str(describe(stop, "ldfd01vnq")) == "ldfd01vnq: stopped by SIGINT; run the same command again"
+    assert str(describe(stop, "")) == "stopped by SIGINT; run the same command again"  # for example a build
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO, errno.ENOMEM])
+def test_what_is_of_no_dataset_names_none(number: int) -> None:
+    error = os_error(number, "/x")
+    assert not str(describe(error, "")).startswith((":", " "))
+    assert str(describe(error, "ldfd01vnq")) == f"ldfd01vnq: {describe(error, '')}"
 
 
 def test_what_caldp_understands_is_passed_on() -> None:

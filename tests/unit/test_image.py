@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sysconfig
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -596,6 +598,21 @@ def test_a_long_line_is_cut(settings: ImageConfig, clone: Path, tmp_path: Path, 
     assert 300 <= len(caught.value.message) < 400
 
 
+def test_of_a_long_line_the_end_is_said(settings: ImageConfig, clone: Path, tmp_path: Path, told: list[str]) -> None:
+    make_docker(tmp_path / "bin", build=f"echo 'ERROR: {'x ' * 500}no such host'; exit 1")
+    with pytest.raises(EngineError, match=r"docker build failed \(exit status 1\): \.\.\. x .* x no such host; see"):
+        image.build(settings, clone, told.append)
+
+
+def test_why_a_registry_gives_nothing_is_said(settings: ImageConfig, fake: FakeEngine, told: list[str]) -> None:
+    why = f'Get "https://mirror.example.org/v2/": {"tried again: " * 30}lookup mirror.example.org: no such host'
+    fake.refuse("GET /distribution/", 500, why)
+    with closing(engine.connect(settings.environment)) as client, pytest.raises(EngineError) as caught:
+        image.pin(client, "mirror.example.org/base:1", told.append)
+    assert caught.value.message.endswith("lookup mirror.example.org: no such host)")
+    assert "Server Error" not in caught.value.message and len(caught.value.message) < 450
+
+
 def test_a_docker_that_vanishes(
     settings: ImageConfig, clone: Path, builder: FakeDocker, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1073,6 +1090,46 @@ def test_a_push_elsewhere_needs_no_amazon(settings: ImageConfig, fake: FakeEngin
 
 
 # ---- what it is made of
+
+
+def test_what_nothing_uses_is_taken_out(tmp_path: Path) -> None:
+    kept = [
+        "astropy/tests/helper.py",
+        "astropy/tests/runner.py",
+        "jinja2/tests.py",
+        "numpy/testing/__init__.py",
+        "numpy/lib.so",
+        "scipy/stats/_bws_test.py",
+        "tornado/testing.py",
+        "astropy/testbed/data.fits",
+        "certifi/cacert.pem",
+        "one.dist-info/RECORD",
+    ]
+    gone = [
+        "astropy/tests/test_logger.py",
+        "astropy/tests/tests/run.py",
+        "asdf/_tests/deep/x.py",
+        "asdf/conftest.py",
+        "asdf/__pycache__/conftest.cpython-311.pyc",
+        "docs/conf.py",
+        "src/x.par",
+        "tests/x.py",
+        "tornado/test/test.key",
+        "tornado/test/tests/x.py",
+        "numpy/core/x.h",
+        "numpy/core/x.c",
+        "numpy/core/libx.a",
+    ]
+    for name in (*kept, *gone):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("7 bytes")
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "container" / "packages.py"))
+    assert tool["strip"](tmp_path) == 7 * len(gone)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*") if path.is_file()) == sorted(
+        name for name in kept if "." in Path(name).name
+    )
+    assert (tmp_path / "one.dist-info" / "RECORD").is_file()
+    assert tool["strip"](tmp_path) == 0
 
 
 def test_every_package_of_the_image_is_pinned() -> None:

@@ -102,6 +102,14 @@ def test_d1_exit_status_as_it_is(run: Runner, status: int) -> None:
     assert done.to_json()["signal"] is None
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("------- ----", False), ("=====", False), ("", False), ("  12  3.4e5 |", False), ("Killed", True), ("no", True)],
+)
+def test_lines_with_words(line: str, words: bool) -> None:
+    assert programs.has_words(line) == words
+
+
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGTERM", "SIGABRT"])
 def test_d1_killed_by_a_signal_is_no_success(run: Runner, name: str) -> None:
     done, _ = run("sh", "-c", f"kill -{name.removeprefix('SIG')} $$")
