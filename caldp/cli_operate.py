@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from caldp.cli import refuse
-from caldp.errors import CaldpError, Stop, UsageError
+from caldp.errors import CaldpError, Stop
 from caldp.process import Interrupts
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _selecting(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _deployment = click.option(
-    "--deployment", default="", metavar="NAME", help="On AWS: the stack that runs the campaign, e.g. caldp-dev."
+    "--deployment", default="", metavar="NAME", help="The stack that runs it, if the campaign does not say."
 )
 
 
@@ -305,26 +305,13 @@ def _is_on_aws(control: Control) -> bool:
     return control.request().get("runner") == "aws"
 
 
-def _stack(control: Control, deployment: str) -> Stack:
-    """Return the deployment that runs a campaign."""
-    import boto3
-
-    from caldp.campaign import settings
-    from caldp.campaign.deployment import Deployment
-    from caldp.campaign.stack import Stack
-
-    request = control.request()
-    name = deployment or str(request.get("deployment") or "")
-    if not name:
-        raise UsageError("the campaign does not say which deployment runs it", remedy="give --deployment NAME")
-    return Stack(Deployment.fetch(name, boto3.client("ssm")), settings.from_json(request["settings"]))
-
-
 def _hands(control: Control, verb: str, deployment: str) -> tuple[Jobs | None, Send | None]:
     """Return what it takes to end jobs, and to have datasets submitted."""
+    from caldp.campaign.stack import Stack
+
     if not _is_on_aws(control):
         return None, None
-    stack = _stack(control, deployment)
+    stack = Stack.of_campaign(control, deployment)
     return (None, _sender(stack)) if verb == "rescue" else (stack.jobs, None)
 
 
@@ -348,8 +335,9 @@ def _cloud(control: Control, deployment: str) -> Cloud | None:
     import boto3
 
     from caldp.campaign.operate import Cloud
+    from caldp.campaign.stack import Stack
 
     if not _is_on_aws(control) or not (deployment or control.request().get("deployment")):
         return None
-    stack = _stack(control, deployment)
+    stack = Stack.of_campaign(control, deployment)
     return Cloud(boto3.client("logs"), stack.deployment.log_group, stack.jobs)

@@ -394,6 +394,7 @@ def test_the_environment_of_functions_has_room_for_the_longest_names(synthesize:
     made = synthesize(changed(infra={"name": "c" * 32, "prefix": "p" * 100, "bucket": "b" * 63}))
     for function in made.all("Lambda::Function").values():
         variables = {k: made.text(v) for k, v in function["Environment"]["Variables"].items()}
+        assert sum(len(k) + len(v) for k, v in variables.items()) <= 4096
         assert len(function["FunctionName"]) <= 64
 
 
