@@ -101,7 +101,9 @@ def test_settings_that_make_no_sense(away: Desk, mast: FakeMast) -> None:
     assert mast.tokens == set()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGKILL))]
+)
 def test_stopped_while_downloading(away: Desk, mast: FakeMast, signum: signal.Signals) -> None:
     mast.drip, mast.piece = 0.2, 100_000
     process = away.start(ACQ, "astroquery:", "file:OUT")
@@ -124,6 +126,7 @@ def test_stopped_while_downloading(away: Desk, mast: FakeMast, signum: signal.Si
     assert (away.home / RAW).read_bytes() == mast.files[RAW]
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_download_once(away: Desk, mast: FakeMast) -> None:
     mast.drip, mast.piece = 0.05, 200_000
     runs = [away.start(ACQ, "astroquery:", f"file:OUT{n}") for n in range(2)]

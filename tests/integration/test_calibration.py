@@ -209,6 +209,7 @@ def test_same_pixels_as_the_association_has(
         assert (one[column] == two[column]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exptype", ["ACQ/PEAKD", "ACQ/PEAKXD"])
 def test_acquisition_without_an_image_ends_processed(desk: Desk, give: Give, exptype: str) -> None:
     give("ldfd01vlq*")
@@ -247,6 +248,7 @@ def test_readme_example_2_subdirectories_and_upper_case(desk: Desk, give: Give) 
     assert desk.states(ACQ) == ["datasets-processed"]
 
 
+@pytest.mark.slow
 def test_tarball_input(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
     with tarfile.open(desk.home / "packed", "w:gz") as archive:
@@ -271,6 +273,7 @@ def test_d19_paths_with_colons_and_blanks(desk: Desk, give: Give) -> None:
 # --- doing it again ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_existing(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
     assert desk.process(ACQ).code == 0
@@ -297,6 +300,7 @@ def test_existing(desk: Desk, give: Give) -> None:
     assert_tidy(desk.home)
 
 
+@pytest.mark.slow
 def test_a_failed_rerun_keeps_the_products_and_says_error(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
     assert desk.process(ACQ).code == 0
@@ -312,6 +316,7 @@ def test_a_failed_rerun_keeps_the_products_and_says_error(desk: Desk, give: Give
     assert desk.status(ACQ)["attempt"] == 3 and desk.states(ACQ) == ["datasets-processed"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_publishing_and_saying_so_is_put_right(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
     assert desk.process(ACQ).code == 0
@@ -359,6 +364,7 @@ def test_quiet(desk: Desk, give: Give) -> None:
     assert (result.code, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_override(desk: Desk, give: Give, cos_data: Path) -> None:
     give("ldfd01vlq*")
     mine = desk.home / "my_flat.fits"
@@ -371,6 +377,7 @@ def test_override(desk: Desk, give: Give, cos_data: Path) -> None:
     assert desk.process(ACQ, "--override", f"NOSUCH={mine}").code == 27
 
 
+@pytest.mark.slow
 def test_keep_scratch(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
     result = desk.process(ACQ, "--keep-scratch", env={"CALDP_HOME": str(desk.home / "elsewhere")})
@@ -381,6 +388,7 @@ def test_keep_scratch(desk: Desk, give: Give) -> None:
     assert kept.exists()
 
 
+@pytest.mark.slow
 def test_config_precedence(desk: Desk, give: Give) -> None:
     """The environment gives way to a custom script, and that to the command line."""
     give("ldfd01vlq*")
@@ -431,6 +439,7 @@ def simulate_process_compare(desk: Desk, exposures: int, dataset: str, product: 
     return done.stdout
 
 
+@pytest.mark.slow
 def test_demo_recovers_the_injected_spectrum(desk: Desk, tell: Callable[[str], None]) -> None:
     said = simulate_process_compare(desk, 1, "lsim01sxq", "lsim01sxq_x1d.fits")
     tell(" ".join(["lsim01sxq_x1d against what was injected:", *said.splitlines()[-2].split()]))

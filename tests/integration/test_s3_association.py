@@ -129,6 +129,7 @@ def test_the_association_from_s3_to_s3_and_home(
     assert "archived" in made.run("caldp", "status", made.outputs, DATASET).stdout
 
 
+@pytest.mark.slow
 def test_an_exposure_from_s3_to_s3_is_what_a_folder_gives(
     account: tuple[Account, FaultyProxy], cos_data: Path, shelf: Shelf, environment: dict[str, str]
 ) -> None:

@@ -317,7 +317,7 @@ def test_the_same_on_s3(caldp: Caldp, s3_place: S3Place, monkeypatch: pytest.Mon
     assert caldp("messages", "repair", s3_place.outputs, NAME, names(6)[5]).stdout.startswith("2 datasets: all")
 
 
-@pytest.mark.parametrize("s3_place", ["moto", "ministack"], indirect=True)
+@pytest.mark.parametrize("s3_place", [pytest.param("moto", marks=pytest.mark.slow), "ministack"], indirect=True)
 def test_more_than_a_thousand_datasets(caldp: Caldp, s3_place: S3Place) -> None:
     everything = dict(item for name in names(MANY) for item in objects(Status(name, 1, "processed", "run")))
     lost, old = names(MANY)[7], names(MANY)[1100]
