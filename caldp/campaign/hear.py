@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from datetime import datetime, timedelta
 from typing import Any
 
 from caldp import messages
 from caldp.campaign import events, transitions
-from caldp.campaign.control import Control, read_manifest
+from caldp.campaign.control import Control
 from caldp.campaign.failures import Ended, Evidence
-from caldp.campaign.shards import Line
-from caldp.campaign.stack import Message, Stack, log
+from caldp.campaign.stack import LONGEST_DELAY, Message, Stack, log
 from caldp.dataset import Dataset
 from caldp.errors import UsageError
 from caldp.manifest import verified
 from caldp.messages import Status
+
+#: Messages that have to wait on are sent again together, with a delay that is a multiple of so many seconds.
+_STEP = 30
 
 #: Datasets to be tried again that are put into shards at once.
 MOST = 10_000
@@ -48,6 +50,9 @@ def hear(stack: Stack, event: Mapping[str, Any]) -> str:
         return "foreign"
     try:
         control = stack.control(ended.output)
+        if not stack.is_campaign(ended.output):  # by hand, on our queue: whoever did it looks after it
+            log.warning("%s is of no campaign: %s", ended.job, ended.output)
+            return "foreign"
         ended = _child(stack, ended)
     except UsageError as error:  # another bucket, or no such line: a job that somebody else has made up
         log.warning("%s: %s", ended.job, error)
@@ -62,15 +67,16 @@ def follow(stack: Stack, control: Control, ended: Ended) -> str:
     )
     if move.pause:
         control.pause(move.pause)
-    status = status or messages.read(control.store, ended.dataset)
     if status is not None and status.state == "placed" and not move.history_only:
         again(stack, control, status, move.delay)
+    # Of news that change nothing, whatever attempt was placed meanwhile is none of their business: it may have to wait.
+    status = status or messages.read(control.store, ended.dataset)
     return status.state if status is not None else "ignored"
 
 
 def again(stack: Stack, control: Control, status: Status, delay: float = 0.0) -> None:
     """Queue a dataset whose next attempt was placed; it comes back after so many seconds."""
-    due = datetime.now(UTC) + timedelta(seconds=delay)
+    due = stack.clock() + timedelta(seconds=delay)
     body = {
         "output": control.store.uri,
         "dataset": status.dataset,
@@ -99,18 +105,11 @@ def _child(stack: Stack, ended: Ended) -> Ended:
     """Return the end of a child of an array with its dataset."""
     if not ended.manifest:
         return ended
-    stack.store(ended.manifest)  # in one of our buckets
-    lines = manifest_lines(ended.manifest)
+    lines = stack.lines(ended.manifest)
     if ended.index is None or ended.index >= len(lines):
         raise UsageError(f"{ended.manifest} has no line {ended.index}", remedy="look at that job")
     line = lines[ended.index]
     return replace(ended, dataset=line.dataset, attempt=line.attempt, time_limit=ended.time_limit or line.time_limit)
-
-
-@lru_cache(maxsize=32)
-def manifest_lines(uri: str) -> list[Line]:
-    """Read a manifest; it never changes, and the children of an array end one after the other."""
-    return read_manifest(uri)
 
 
 # ---- what is tried again
@@ -133,18 +132,31 @@ def drain(stack: Stack, most: int = MOST) -> int:
     """
     queue = stack.deployment.rescue_queue
     waiting: dict[str, list[Message]] = {}
+    early: dict[int, list[Message]] = {}
     for message in stack.take(queue, most):
         try:
-            output, _, _, left = _waiting(message.body)
+            output, _, _, due = _waiting(message.body)
+            left = (due - stack.clock()).total_seconds()
         except (KeyError, ValueError, TypeError, UsageError) as error:
             log.error("%s has a message that makes no sense (%s): %s", queue, error, message.body)
             continue  # it comes back, and ends among the dead letters
         if left > 1:
-            stack.send(queue, [message.body], left)
-            stack.remove(queue, [message])
+            early.setdefault(min(math.ceil(left / _STEP) * _STEP, LONGEST_DELAY), []).append(message)
         else:
             waiting.setdefault(output, []).append(message)
-    return sum(_regroup(stack, output, found) for output, found in waiting.items())
+    count, failed = 0, None
+    for output, found in waiting.items():
+        try:
+            count += _regroup(stack, output, found)
+        except Exception as error:  # noqa: BLE001 - one batch that is broken does not keep the others from it
+            log.error("%s: %s", output, error)
+            failed = error
+    for delay, some in early.items():
+        stack.send(queue, (message.body for message in some), delay)
+        stack.remove(queue, some)
+    if failed is not None:
+        raise failed
+    return count
 
 
 def _regroup(stack: Stack, output: str, found: list[Message]) -> int:
@@ -156,7 +168,7 @@ def _regroup(stack: Stack, output: str, found: list[Message]) -> int:
     return len(shards)
 
 
-def _waiting(body: Mapping[str, Any]) -> tuple[str, str, int, float]:
-    """Return batch, dataset and attempt of a message, and the seconds that it has still to wait."""
-    left = (datetime.fromisoformat(body["due"]) - datetime.now(UTC)).total_seconds()
-    return str(body["output"]), Dataset.parse(body["dataset"]).name, int(body["attempt"]), left
+def _waiting(body: Mapping[str, Any]) -> tuple[str, str, int, datetime]:
+    """Return batch, dataset and attempt of a message, and until when it has to wait."""
+    due = datetime.fromisoformat(body["due"])
+    return str(body["output"]), Dataset.parse(str(body["dataset"])).name, int(body["attempt"]), due

@@ -134,15 +134,16 @@ class Jobs:
         """
         from botocore.exceptions import ClientError
 
-        for _ in range(_TRIES):
+        left = _TRIES
+        while True:
             self._rate.take()
+            left -= 1
             try:
                 return self._submit(ask)
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") != "TooManyRequestsException":
+                if left == 0 or error.response.get("Error", {}).get("Code") != "TooManyRequestsException":
                     raise
                 self._rate.rest()  # nothing was submitted
-        return self._submit(ask)
 
     def _submit(self, ask: Ask) -> str:
         more: dict[str, Any] = {}

@@ -32,7 +32,7 @@ from caldp.store import Store, parse_uri
 ALL, OF_EACH = 5000, 1000
 
 #: Datasets that are listed, and causes of failures that are told.
-ROWS, CAUSES = 2000, 40
+ROWS, CAUSES = 1500, 40
 
 #: Pictures, and bytes of each.
 PICTURES, PICTURE = 24, 20_000
@@ -40,7 +40,7 @@ PICTURES, PICTURE = 24, 20_000
 _LOGS, _LOG_TAIL, _LOG_LINE, _LOG_SIZE = 12, 25, 300, 8_000_000
 """Logs that are shown, lines and characters of each; a larger one is not read."""
 
-_REASON = 400
+_REASON = 240
 """Characters of a reason that are shown in the list of datasets."""
 
 _DONE = ("processed", "synced", "archived")
@@ -91,7 +91,7 @@ def render(control: Control, settings: Settings, *, beside: bool = False, patien
     ------
     UsageError
         If there is no campaign.
-    OutputError
+    InputError
         If one of its manifests is missing or damaged.
     S3DownloadError
         If S3 does not answer, or refuses.
@@ -185,6 +185,7 @@ def _content(control: Control, settings: Settings, patience: float, links: _Link
         "link_pattern": links.pattern,
         "plan": _plan(control, stock),
         "request": _request(control),
+        "figures": _figures(control),
         "versions": versions,
         "audit": _lines(control, AUDIT, ("at", "by", "what", "why")),
         "rejected": _lines(control, REJECTED, ("line", "text", "reason")),
@@ -297,10 +298,10 @@ def _time_ticks(begun: datetime, seconds: float, most: int) -> list[tuple[float,
 
 
 def _counted(view: View, most: float, ticks: int) -> None:
-    """Give a chart its axis of numbers, from 0."""
-    for value, label in report._ticks(0, most, ticks):
-        if "." not in label or most < 1:
-            view.y_ticks.append(Tick(f"{view.y(value / most):.1f}", label))
+    """Give a chart its axis of numbers, from 0, and room for them."""
+    found = [(value, label) for value, label in report._ticks(0, most, ticks) if "." not in label or most < 1]
+    view.left = 34 + round(7.5 * max((len(label) for _, label in found), default=1))
+    view.y_ticks = [Tick(f"{view.y(value / most):.1f}", label) for value, label in found]
 
 
 def _timed(view: View, begun: datetime, seconds: float) -> None:
@@ -514,7 +515,7 @@ def _failures(control: Control, found: Progress, sample: Sample, links: _Links) 
     logs = list(in_threads(lambda name: _log(control, sample.standings[name].status), named))
     return [
         {
-            "cause": failure.cause or "not judged yet",
+            "cause": failure.cause[:40] or "not judged yet",
             "kind": failure.kind,
             "datasets": failure.what.datasets,
             "code": failure.what.exit_code,
@@ -631,10 +632,10 @@ def _rows(sample: Sample, every: Iterable[Run], links: _Links) -> list[dict[str,
                 "state": one.state or "damaged",
                 "stale": one.stale,
                 "attempt": status.attempt if status else "",
-                "cause": printable(str(status.cause)) if status and one.state in ("error", "placed") else "",
+                "cause": printable(str(status.cause))[:40] if status and one.state in ("error", "placed") else "",
                 "exit": f"exit {code} {code_name(code)}".strip() if code and failed else "",
                 "why": f"{why[:_REASON]}…" if len(why) > _REASON else why,
-                "rung": printable(str(status.rung)) if status else "",
+                "rung": printable(str(status.rung))[:40] if status else "",
                 "wall": human_time(run.seconds) if run else "",
                 "memory": human_size(run.memory) if run and run.memory else "",
             }
@@ -702,16 +703,19 @@ def _plan(control: Control, stock: Stock) -> dict[str, Any]:
     refused = [entry for entry in report._sequence(plan.get("refused")) if isinstance(entry, dict)]
     canary = report._sequence(plan.get("canary"))
     hours, cost = (report._number(plan.get(name)) for name in ("hours", "cost"))
+    unobserved = report._number(plan.get("unobserved"))
     return {
         "classes": [(name, f"{count:,}") for name, count in classes.most_common()],
         "facts": [
             (name, value)
             for name, value in (
                 ("datasets", f"{len(stock.lines):,}"),
+                ("processed before", f"{stock.skipped:,}" if stock.skipped else ""),
                 ("shards", report._text(plan.get("submit_jobs"))),
                 ("go first", f"{len(canary):,}" if canary else ""),
                 ("hours expected", f"{hours:,.1f}" if hours else ""),
                 ("cost expected", _dollars(cost) if cost else ""),
+                ("never observed", f"{unobserved:,.0f}" if unobserved else ""),
             )
             if value
         ],
@@ -724,19 +728,29 @@ def _plan(control: Control, stock: Stock) -> dict[str, Any]:
 
 
 def _request(control: Control) -> list[tuple[str, str]]:
-    """Return what was asked for, without the list itself."""
+    """Return what was asked for, without the list itself and the figures that it went by."""
     with contextlib.suppress(CaldpError):
         request = control.request()
+        options = request.get("options")
+        asked = {**request, **(options if isinstance(options, dict) else {})}
         return [
-            (name, f"{len(value):,}" if isinstance(value, list | dict) and len(value) > 10 else _flat(value))
-            for name, value in request.items()
-            if value not in (None, "", [], {})
+            (report._text(name), f"{len(value):,}" if isinstance(value, list | dict) else _flat(value))
+            for name, value in asked.items()
+            if value and name not in ("options", "settings")
         ]
     return []
 
 
+def _figures(control: Control) -> str:
+    """Return the settings that a campaign was planned by, as JSON."""
+    with contextlib.suppress(CaldpError):
+        if settings := control.request().get("settings"):
+            return json.dumps(settings, indent=1)[:20_000]
+    return ""
+
+
 def _flat(value: object) -> str:
-    text = report._text(json.dumps(value) if isinstance(value, list | dict) else value)
+    text = report._text(value)
     return {"True": "yes", "False": "no"}.get(text, text)[:500]
 
 

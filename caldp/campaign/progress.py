@@ -19,7 +19,7 @@ from typing import Any
 from caldp import batch
 from caldp.batch import EXAMPLES, FAILED, FOLDERS, OPEN, PROCESSED, Cause, Standing, code_name, in_threads
 from caldp.campaign import plan
-from caldp.campaign.control import Control
+from caldp.campaign.control import REJECTED, Control
 from caldp.campaign.settings import Prices, Rung, Settings
 from caldp.campaign.shards import Line
 from caldp.causes import normalised
@@ -29,8 +29,8 @@ from caldp.messages import STATES, Claim, Status
 from caldp.reporter import printable
 
 #: Status records that are read at most, of datasets in one state; of other states ``_OF_OTHERS``.
-LIMITS = {"error": 1000, "done": 1000, "processing": 500}
-_OF_OTHERS = 200
+LIMITS = {"error": 600, "done": 600, "processing": 300}
+_OF_OTHERS = 100
 
 #: Classes of failures: of what is calibrated, and of what it is calibrated with.
 PAYLOAD, INFRASTRUCTURE = ("deterministic", "oom", "timeout"), ("host", "transient", "deployment")
@@ -69,18 +69,24 @@ class Stock:
     ----------
     lines : mapping
         The last planned attempt of each dataset, by name.
+    firsts : mapping
+        The first planned attempt of datasets, by name, where that is not 1.
     folders : mapping
         The states that show a dataset, the lowest first; those that none shows are not in it.
     doubtful : frozenset of str
         Datasets of which only the status tells how they stand: what shows them may be from before the campaign.
     others : int
         Datasets in the batch that are not the campaign's.
+    skipped : int
+        Datasets of the list that had been processed before, and stay as they are.
     """
 
     lines: Mapping[str, Line]
+    firsts: Mapping[str, int]
     folders: Mapping[str, tuple[str, ...]]
     doubtful: frozenset[str]
     others: int
+    skipped: int
 
     def listed(self, dataset: str) -> str:
         """Return the state of a dataset as far as lists tell: what nothing shows waits."""
@@ -104,26 +110,26 @@ def take_stock(control: Control) -> Stock:
     ------
     UsageError
         If there is no campaign.
-    OutputError
+    InputError
         If a manifest is missing or damaged.
     S3DownloadError
         If S3 does not answer, or refuses.
     """
-    control.plan()
+    skipped = {name for name in _listed(control.plan(), "skipped") if isinstance(name, str)}
     store = control.store
     shards = control.shards()
     tasks: list[Callable[[], Any]] = [lambda key=f"messages/{folder}": store.names(key) for folder in FOLDERS.values()]  # type: ignore[misc]
     tasks += [lambda shard=shard: control.lines(shard) for shard in shards]  # type: ignore[misc]
     found = list(in_threads(lambda task: task(), tasks))
     lines: dict[str, Line] = {}
-    again = set()
+    firsts: dict[str, int] = {}
     for shard, planned in zip(shards, found[len(FOLDERS) :], strict=True):
         is_rescue = _RESCUE.fullmatch(shard[-10:]) is not None
         for line in planned:
             if line.dataset not in lines or lines[line.dataset].attempt < line.attempt:
                 lines[line.dataset] = line
             if line.attempt > 1 and not is_rescue:
-                again.add(line.dataset)
+                firsts[line.dataset] = line.attempt
     folders: dict[str, tuple[str, ...]] = {}
     others = set()
     for state, names in zip(FOLDERS, found, strict=False):
@@ -132,8 +138,13 @@ def take_stock(control: Control) -> Stock:
                 folders[name] = (*folders.get(name, ()), state)
             else:
                 others.add(name)
-    ended = {name for name in again if folders.get(name, ("placed",))[-1] not in _OPEN}
-    return Stock(lines, folders, frozenset(ended), len(others))
+    ended = {name for name in firsts if folders.get(name, ("placed",))[-1] not in _OPEN}
+    return Stock(lines, firsts, folders, frozenset(ended), len(others - skipped), len(skipped))
+
+
+def _listed(record: Mapping[str, Any], name: str) -> Sequence[Any]:
+    value = record.get(name)
+    return value if isinstance(value, list) else []
 
 
 @dataclass(frozen=True)
@@ -207,7 +218,7 @@ def look_at(
 
     def look(name: str) -> Standing:
         standing = batch._look(control.store, name, stock.folders.get(name, ()), patience)
-        return _in_campaign(stock.lines[name], standing or Standing(name, "placed"))
+        return _in_campaign(standing or Standing(name, "placed"), stock.firsts.get(name, 1))
 
     standings = {standing.dataset: standing for standing in in_threads(look, chosen)}
     weights: dict[str, float] = {}
@@ -218,12 +229,20 @@ def look_at(
     return Sample(standings, weights, states)
 
 
-def _in_campaign(line: Line, standing: Standing) -> Standing:
-    """Return how a dataset stands in the campaign, which may not have begun with it yet."""
+def _in_campaign(standing: Standing, first: int) -> Standing:
+    """Return how a dataset stands in a campaign that begins with an attempt of it, without what was before."""
     status = standing.status
-    if status is not None and (not status.rung or status.attempt < line.attempt):
+    if status is None:
+        return standing
+    if not status.rung or status.attempt < first:
         return Standing(standing.dataset, "placed")
-    return standing
+    entries = (entry for entry in batch.history(status) if not _is_before(entry, first))
+    return replace(standing, status=replace(status, history=tuple(entries)))
+
+
+def _is_before(entry: Mapping[str, Any], first: int) -> bool:
+    attempt = entry.get("attempt")
+    return type(attempt) is int and attempt < first
 
 
 # ---- what happened to a dataset
@@ -352,8 +371,8 @@ def runs(control: Control, sample: Sample, settings: Settings) -> list[Run]:
     """
     found = [(status, weight, run) for status, weight in sample.statuses() for run in _starts(status)]
 
-    def result(item: tuple[Status, float, tuple[Step, Step]]) -> Mapping[str, Any]:
-        status, _, (begun, _) = item
+    def result(item: tuple[Status, float, tuple[Step, Step, str]]) -> Mapping[str, Any]:
+        status, _, (begun, _, _) = item
         with contextlib.suppress(OutputError):  # a damaged one is as good as none
             return control.result(status.dataset, begun.attempt, begun.retry) or {}
         return {}
@@ -364,19 +383,40 @@ def runs(control: Control, sample: Sample, settings: Settings) -> list[Run]:
     ]
 
 
-def _starts(status: Status) -> list[tuple[Step, Step]]:
-    """Return the beginning of each run that has ended, and what came after."""
+def _starts(status: Status) -> list[tuple[Step, Step, str]]:
+    """Return the beginning of each run that has ended, what came after, and what became of it."""
     taken = steps(status)
-    return [(step, after) for step, after in zip(taken, taken[1:], strict=False) if step.state == "processing"]
+    found = []
+    for number, (step, after) in enumerate(zip(taken, taken[1:], strict=False)):
+        if step.state == "processing":
+            found.append((step, after, _outcome(status, taken[number + 1 :])))
+    return found
 
 
-def _run(status: Status, weight: float, begun: Step, after: Step, said: Mapping[str, Any], settings: Settings) -> Run:
+def _outcome(status: Status, then: Sequence[Step]) -> str:
+    """Return ``processed``, or the class of a failure, of a run that some steps came after."""
+    after = then[0]
+    if after.state in _DONE or after.state == "cancelled":
+        return "cancelled" if after.state == "cancelled" else "processed"
+    # A job does not know the class of its failure: the campaign says it afterwards, before anything else begins.
+    for step in then:
+        if step.state not in ("error", "placed"):
+            return "unknown"
+        if cause := step.entry.get("cause"):
+            return str(cause)
+    return str(status.cause or "unknown")
+
+
+def _run(
+    status: Status,
+    weight: float,
+    begun: Step,
+    after: Step,
+    outcome: str,
+    said: Mapping[str, Any],
+    settings: Settings,
+) -> Run:
     rung = _rung(settings, str(begun.entry.get("rung") or status.rung))
-    outcome = "processed"
-    if after.state not in _DONE:
-        is_last = (after.attempt, after.state) == (status.attempt, status.state)
-        outcome = str(after.entry.get("cause") or (status.cause if is_last else "") or "unknown")
-        outcome = "cancelled" if after.state == "cancelled" else outcome
     limit = begun.entry.get("time_limit") or status.time_limit
     return Run(
         dataset=status.dataset,
@@ -577,6 +617,8 @@ class Progress:
         Datasets whose status cannot be understood.
     others : int
         Datasets in the batch that are not the campaign's.
+    skipped : int
+        Datasets of the list that had been processed before, and stay as they are.
     refused, rejected : int
         Datasets that could not be planned; what of the list was no dataset.
     paused : str
@@ -617,6 +659,7 @@ class Progress:
     states: dict[str, dict[str, int]]
     damaged: list[str]
     others: int = 0
+    skipped: int = 0
     refused: int = 0
     rejected: int = 0
     paused: str = ""
@@ -695,6 +738,7 @@ class Progress:
             "instruments": self.states,
             "damaged": self.damaged,
             "others": self.others,
+            "skipped": self.skipped,
             "refused": self.refused,
             "rejected": self.rejected,
             "paused": self.paused,
@@ -751,7 +795,7 @@ def survey(
     ------
     UsageError
         If there is no campaign.
-    OutputError
+    InputError
         If one of its manifests is missing or damaged.
     S3DownloadError
         If S3 does not answer, or refuses.
@@ -770,7 +814,7 @@ def summary(control: Control, stock: Stock, sample: Sample) -> Progress:
             states.setdefault(Dataset.parse(name).instrument, Counter())[state] += 1
         else:
             damaged.append(name)
-    planned = control.plan()
+    refused = len(_listed(control.plan(), "refused"))
     found = Progress(
         control.store.url(),
         control.name,
@@ -781,9 +825,10 @@ def summary(control: Control, stock: Stock, sample: Sample) -> Progress:
         },
         damaged,
         stock.others,
-        len(planned["refused"]) if isinstance(planned.get("refused"), list) else 0,
-        _rejected(control),
-        control.paused(),
+        stock.skipped,
+        refused,
+        max(0, _rejected(control) - refused),
+        printable(control.paused()),
         read=len(sample.standings),
     )
     _enter_failures(found, sample)
@@ -795,7 +840,7 @@ def summary(control: Control, stock: Stock, sample: Sample) -> Progress:
 
 
 def _rejected(control: Control) -> int:
-    blob = control.store.get("control/rejected.jsonl")
+    blob = control.store.get(REJECTED)  # those that could not be planned are in there, too
     return len(blob.data.splitlines()) if blob else 0
 
 

@@ -26,7 +26,8 @@ def verdict(found: Progress) -> str:
     str
     """
     if not found.planned:
-        return "There is nothing to do."
+        before = f": {found.skipped:,} had been processed before" if found.skipped else ""
+        return f"There is nothing to do{before}."
     if found.done == found.planned:
         return f"All {found.planned:,} datasets are processed." if found.planned > 1 else "The dataset is processed."
     parts = [f"{found.done:,} of {found.planned:,} datasets are processed"]
@@ -37,7 +38,7 @@ def verdict(found: Progress) -> str:
     parts += [f"{len(found.damaged):,} with a damaged status"] if found.damaged else []
     parts += [f"{found.open:,} open"] if found.open else []
     if found.open and found.paused:
-        return f"{', '.join(parts)}. Nothing more is started: {printable(found.paused)}."
+        return f"{', '.join(parts)}. Nothing more is started: {found.paused}."
     left = "" if not found.open or found.seconds_left is None else f"; about {human_time(found.seconds_left)} left"
     return f"{', '.join(parts)}{left}."
 
@@ -154,7 +155,7 @@ def _failures(found: Progress, width: int) -> list[str]:
 def _remarks(found: Progress, width: int) -> list[str]:
     remarks = []
     if found.paused:
-        remarks.append(f"Paused: {printable(found.paused)}")
+        remarks.append(f"Paused: {found.paused}")
     if found.stale:
         names = " ".join(standing.dataset for standing in found.stale[:_LINES])
         remarks.append(f"{len(found.stale):,} are processing, but their runs are dead: {names}")
@@ -164,6 +165,8 @@ def _remarks(found: Progress, width: int) -> list[str]:
         remarks.append(f"{found.refused:,} could not be planned: see control/plan.json")
     if found.rejected:
         remarks.append(f"{found.rejected:,} entries of the list were rejected: see control/rejected.jsonl")
+    if found.skipped:
+        remarks.append(f"{found.skipped:,} had been processed before, and are left as they are")
     if found.others:
         remarks.append(f"{found.others:,} more datasets in this batch are not the campaign's")
     lines = [line for remark in remarks for line in batch_text._wrapped(remark, width)]

@@ -7,14 +7,14 @@ nothing, and one that is killed has lost nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from caldp import batch, messages
 from caldp.batch import in_threads
-from caldp.campaign import hear
+from caldp.campaign import hear, transitions
 from caldp.campaign.control import CLOSED, RELEASED, Control
 from caldp.campaign.failures import DUPLICATE, Ended
 from caldp.campaign.jobs import is_alive, job_name
@@ -22,7 +22,7 @@ from caldp.campaign.progress import take_stock
 from caldp.campaign.shards import Line
 from caldp.campaign.stack import Stack, log
 from caldp.campaign.submit import NOTHING, SETTLED, read_claim
-from caldp.errors import CaldpError
+from caldp.errors import OutputError
 from caldp.messages import STATES, Status
 
 #: Seconds that news may need: after them what nobody has done yet was lost.
@@ -32,6 +32,9 @@ GRACE = 600.0
 TOO_LONG = 1800.0
 
 _OPEN = ("placed", "submitted", "processing")
+
+#: How a dataset may stand when its job has ended, and that was heard of.
+_ENDED = tuple(state for state in STATES if state not in ("submitted", "processing"))
 
 
 @dataclass
@@ -102,17 +105,15 @@ class Report:
 
 def open_batches(stack: Stack) -> Iterator[str]:
     """Return where the campaigns of a deployment are that have not come to their end."""
-    parent = stack.store(stack.deployment.output)
 
-    def look(name: str) -> bool:
-        store = stack.store(f"{parent.uri.rstrip('/')}/{name}")
-        control = Control(store)
-        return store.get(CLOSED) is None and control.planned() is not None
+    def look(output: str) -> bool:
+        control = stack.control(output)
+        return control.store.get(CLOSED) is None and control.planned() is not None
 
-    names = parent.names("")
-    for name, is_open in zip(names, in_threads(look, names), strict=True):
+    outputs = stack.outputs()
+    for output, is_open in zip(outputs, in_threads(look, outputs), strict=True):
         if is_open:
-            yield f"{parent.uri.rstrip('/')}/{name}"
+            yield output
 
 
 def reconcile_all(stack: Stack) -> list[Report]:
@@ -121,8 +122,8 @@ def reconcile_all(stack: Stack) -> list[Report]:
     for output in open_batches(stack):
         try:
             reports.append(reconcile(stack, output))
-        except CaldpError as error:
-            log.error("%s: %s", output, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            log.error("%s cannot be reconciled: %s: %s", output, type(error).__name__, error)
     return reports
 
 
@@ -174,22 +175,29 @@ class _Pass:
         self._stock = take_stock(control)
         self._now = self._store.clock()
         self._report = Report(self._store.uri, paused=control.paused())
+        #: Open datasets whose job is at work, or has ended only just now.
+        self._at_work: set[str] = set()
 
     def run(self) -> Report:
-        report, store = self._report, self._store
-        names = [name for name, states in self._stock.folders.items() if len(states) > 1]
-        report.repaired = sum(len(changes) for changes in batch.repair(store, names)) if names else 0
+        report = self._report
+        self._mend([name for name, states in self._stock.folders.items() if len(states) > 1])
         shards = self._shards()
         self._jobs([shard for shard in shards.values() if shard.job and shard.lines])
-        self._retries()
-        self._unjudged()
+        self._strays(shards)
+        unjudged = self._unjudged()
         self._queue(shards)
         states = [self._stock.listed(name) for name in self._stock.lines]
-        report.open = sum(state in _OPEN for state in states)
-        if not report.open and not report.changed:
+        report.open = sum(state in _OPEN for state in states) + unjudged
+        if not report.open and not report.changed and not self._is_cancelled_in_name_only():
             self._close(states)
             report.closed = True
         return report
+
+    def _mend(self, names: Sequence[str]) -> None:
+        """Make the folders show what the statuses of datasets say."""
+        if names:
+            for changes in batch.repair(self._store, names):
+                self._report.repaired += sum(change.action in ("created", "removed") for change in changes)
 
     # ---- shards
 
@@ -197,8 +205,9 @@ class _Pass:
         names = self._control.shards()
         claims = in_threads(lambda name: read_claim(self._store, name)[0], names)
         found = {name: _Shard(name, claim) for name, claim in zip(names, claims, strict=True)}
-        for name, shard in found.items():
-            for line in self._control.lines(name):
+        manifests = in_threads(self._control.lines, names)
+        for shard, lines in zip(found.values(), manifests, strict=True):
+            for line in lines:
                 last = self._stock.lines.get(line.dataset)
                 if last is not None and last.attempt == line.attempt and self._is_open(line.dataset):
                     shard.lines.append(line)
@@ -236,7 +245,9 @@ class _Pass:
         if any(self._is_open(name) for name in canary):
             return False
         failed = [name for name in canary if self._stock.listed(name) == "error"]
-        statuses = in_threads(lambda name: messages.read(self._store, name), failed)
+        statuses = self._statuses(failed)
+        if any(status is None or _is_unjudged(status) for status in statuses):
+            return False  # nobody knows yet whether it failed for good
         hopeless = sum(status is not None and status.cause == "deterministic" for status in statuses)
         if canary and hopeless / len(canary) >= self._stack.settings.canary_failures:
             self._report.paused = f"{hopeless} of the {len(canary)} datasets that went first failed for good"
@@ -253,57 +264,105 @@ class _Pass:
         for shard in shards:
             detail = details.get(shard.job)
             if detail is None:
-                self._lose(shard, shard.lines)
                 continue
             self._terminate_others(shard, detail)
             self._waiting(detail)
-            open_ = {line.dataset for line in shard.lines}
-            for ended in self._ended(detail, open_):
-                self._hear(ended)
+            members = self._members(detail)
+            # Those that no folder shows have been heard of, and wait for their next attempt: see the strays.
+            open_ = {line.dataset for line in shard.lines if self._folder(line.dataset)} & members.keys()
+            ended = self._ended(detail, {members[name]: name for name in open_})
+            self._at_work |= open_ - set(ended)
+            for name, job in ended.items():
+                self._hear(name, job)
 
-    def _ended(self, detail: Mapping[str, Any], open_: Collection[str]) -> Iterator[Mapping[str, Any]]:
-        """Return what Batch says of the jobs of open datasets that have ended."""
+    def _members(self, detail: Mapping[str, Any]) -> dict[str, int]:
+        """Return the datasets that a job was submitted with, and which of its children they are."""
+        parameters = detail.get("parameters", {})
         if not detail.get("arrayProperties", {}).get("size"):
-            if not is_alive(detail):
-                yield detail
-            return
-        summary = detail["arrayProperties"].get("statusSummary", {})
-        manifest = detail.get("parameters", {}).get("manifest", "")
-        lines = hear.manifest_lines(manifest) if manifest else []
-        ids = []
+            return {str(parameters.get("dataset", "")): 0}
+        manifest = str(parameters.get("manifest", ""))
+        return {line.dataset: index for index, line in enumerate(self._stack.lines(manifest))} if manifest else {}
+
+    def _ended(self, detail: Mapping[str, Any], wanted: Mapping[int, str]) -> dict[str, Mapping[str, Any]]:
+        """Return the jobs of datasets that have ended."""
+        array = detail.get("arrayProperties", {})
+        if not array.get("size"):
+            return {} if is_alive(detail) else {name: detail for name in wanted.values()}
+        summary = array.get("statusSummary", {})
+        ids = {}
         for state in ("FAILED", "SUCCEEDED"):
-            if not is_alive(detail) or summary.get(state):
+            if wanted and (not is_alive(detail) or summary.get(state)):
                 for child in self._stack.jobs.children(detail["jobId"], state):
                     index = child.get("arrayProperties", {}).get("index", int(child["jobId"].rpartition(":")[2]))
-                    if index < len(lines) and lines[index].dataset in open_:
-                        ids.append(child["jobId"])
-        yield from self._stack.jobs.describe(ids).values()
+                    if index in wanted:
+                        ids[child["jobId"]] = wanted[index]
+        return {ids[job]: known for job, known in self._stack.jobs.describe(ids).items()}
 
-    def _hear(self, detail: Mapping[str, Any]) -> None:
-        """Do what the event would have done."""
-        if self._age_ms(detail.get("stoppedAt")) > GRACE:
-            state = hear.hear(self._stack, detail)
-            self._report.heard += state not in ("ignored", "foreign")
-
-    def _lose(self, shard: _Shard, lines: Iterable[Line]) -> None:
-        """Go on without a job that AWS Batch does not know any more."""
-        if shard.claim is None or self._age(shard.claim.get("submitted", shard.claim["claimed"])) < GRACE:
+    def _hear(self, dataset: str, detail: Mapping[str, Any]) -> None:
+        """Do what the event would have done, if it is late."""
+        if self._age_ms(detail.get("stoppedAt")) <= GRACE:
+            self._at_work.add(dataset)
             return
-        for line in lines:
-            self._follow(line.dataset, line.attempt, shard.job, "AWS Batch does not know its job any more")
+        before = self._stock.listed(dataset)
+        state = hear.hear(self._stack, detail)
+        if state in _ENDED:
+            self._at_work.add(dataset)  # no stray
+            self._report.heard += 1
+            # Whoever wrote the status may have died before the folders showed it.
+            shown, folder = STATES[state][1], STATES[before][1]
+            key = f"messages/{shown or folder}/{dataset}"
+            if (shown or folder) and (self._store.get(key) is None) == bool(shown):
+                self._mend([dataset])
+
+    def _strays(self, shards: Mapping[str, _Shard]) -> None:
+        """Look at open datasets of which no job is at work that their shards know."""
+        names = [name for name in self._stock.lines if self._is_open(name) and name not in self._at_work]
+        if not names:
+            return
+        recorded = {name.removesuffix(".json") for name in self._store.names("messages/status")}
+        names = [name for name in names if name in recorded]
+        found = [
+            (name, status) for name, status in zip(names, self._statuses(names), strict=True) if status is not None
+        ]
+        self._mend([name for name, status in found if STATES[status.state][1] != self._folder(name)])
+        for name, status in found:
+            if status.state == "placed" and status.attempt > self._stock.lines[name].attempt:
+                self._retry(status)
+        begun = [status for _, status in found if status.state in ("submitted", "processing")]
+        details = self._stack.jobs.describe(status.job for status in begun if status.job)
+        for status in begun:
+            self._find(status, shards.get(status.shard), details.get(status.job))
+
+    def _folder(self, dataset: str) -> str:
+        return STATES[self._stock.listed(dataset)][1] if self._stock.folders.get(dataset) else ""
+
+    def _find(self, status: Status, shard: _Shard | None, detail: Mapping[str, Any] | None) -> None:
+        """Go on with a dataset whose job has ended, although what was heard of it did not count, or that has none."""
+        if detail is not None:
+            if not is_alive(detail) and self._age_ms(detail.get("stoppedAt")) > GRACE:
+                if hear.hear(self._stack, detail) not in _ENDED:
+                    said = f"its job has ended ({detail.get('status')}), but not what it did"
+                    self._follow(status, said, ":unheard")
+                self._report.heard += 1
+            return
+        is_submitting = shard is not None and shard.claim is not None and not shard.claim["job"]
+        claimed = shard.claim.get("submitted") or shard.claim["claimed"] if shard is not None and shard.claim else ""
+        silent = messages.silence(self._store, status) > GRACE
+        if silent and not is_submitting and (not claimed or self._age(claimed) > GRACE):
+            self._follow(status, "AWS Batch does not know its job any more", ":lost")
             self._report.lost += 1
 
-    def _follow(self, dataset: str, attempt: int, job: str, reason: str, code: int | None = None) -> None:
-        status = messages.read(self._store, dataset)
-        is_known = status is not None and status.attempt == attempt
+    def _follow(self, status: Status, reason: str, mark: str, code: int | None = None) -> None:
+        """Judge a dataset of whose end nobody will hear."""
         ended = Ended(
-            dataset,
-            attempt,
+            status.dataset,
+            status.attempt,
             succeeded=False,
             exit_code=code,
             status_reason=reason,
-            job=(status.job if status is not None and is_known else "") or f"{job}/{dataset}",
-            retry=status.retry if status is not None and is_known else 1,
+            # News of its own: whatever was heard of that job before did not count.
+            job=f"{status.job or f'{status.shard}/{status.dataset}'}{mark}",
+            retry=status.retry,
             output=self._store.uri,
         )
         hear.follow(self._stack, self._control, ended)
@@ -321,43 +380,65 @@ class _Pass:
         waits = detail.get("status") == "RUNNABLE" or (summary.get("RUNNABLE") and not summary.get("RUNNING"))
         if not waits:
             return
-        self._report.waiting = max(self._report.waiting, self._age_ms(detail.get("createdAt")))
-        reason = str(detail.get("statusReason", ""))
+        age, reason = self._age_ms(detail.get("createdAt")), str(detail.get("statusReason", ""))
+        self._report.waiting = max(self._report.waiting, age)
+        if age > TOO_LONG:
+            log.warning("%s waits for a host since %.0f s: %s", detail["jobId"], age, reason or "nobody says why")
         if reason.startswith("MISCONFIGURATION:") and not self._report.paused:
             self._report.paused = reason
             self._control.pause(reason)
 
     # ---- datasets
 
-    def _retries(self) -> None:
-        """Queue datasets whose next attempt was placed, but is in no queue."""
-        unseen = [line for line in self._stock.lines.values() if not self._stock.folders.get(line.dataset)]
-        for line, status in zip(unseen, self._statuses(line.dataset for line in unseen), strict=True):
-            if status is None or status.state != "placed" or status.attempt <= line.attempt or self._report.paused:
-                continue
-            budget = self._stack.settings.budgets.get("transient")
-            longest = max(budget.delays) if budget else 0
-            wait = longest if status.cause in ("transient", "host", "unknown") else 0
-            if self._age(status.at) > wait + GRACE:
-                hear.again(self._stack, self._control, status)
-                self._report.retried += 1
+    def _retry(self, status: Status) -> None:
+        """Queue a dataset whose next attempt was placed, but is in no queue."""
+        if self._report.paused:
+            return
+        charged = transitions.BUDGETS.get(status.cause, "")
+        budget = self._stack.settings.budgets.get(charged)
+        wait = budget.delay(max(status.spent.get(charged, 1) - 1, 0)) if budget else 0
+        if self._age(status.at) > wait + GRACE:
+            hear.again(self._stack, self._control, status)
+            self._report.retried += 1
 
-    def _unjudged(self) -> None:
-        """Judge jobs that have said themselves that they failed, but of whose end nobody has heard."""
+    def _unjudged(self) -> int:
+        """Judge jobs that said that they failed, but of whose end nobody has heard; count what nobody had judged."""
         failed = [name for name in self._stock.lines if self._stock.listed(name) == "error"]
-        statuses = [status for status in self._statuses(failed) if status is not None]
-        lost = [s for s in statuses if s.state == "error" and s.rung and not s.cause and self._age(s.at) > GRACE]
-        details = self._stack.jobs.describe(status.job for status in lost if status.job)
-        for status in lost:
+        found = [
+            (name, status) for name, status in zip(failed, self._statuses(failed), strict=True) if status is not None
+        ]
+        self._mend([name for name, status in found if status.state != "error"])
+        unjudged = [status for _, status in found if _is_unjudged(status)]
+        late = [status for status in unjudged if self._age(status.at) > GRACE]
+        details = self._stack.jobs.describe(status.job for status in late if status.job)
+        for status in late:
             detail = details.get(status.job)
-            if detail is not None and not is_alive(detail):
-                self._hear(detail)
-            elif detail is None:
-                self._follow(status.dataset, status.attempt, status.job, "", status.exit_code)
-                self._report.heard += 1
+            if detail is not None and (is_alive(detail) or self._age_ms(detail.get("stoppedAt")) <= GRACE):
+                continue
+            if detail is not None:
+                hear.hear(self._stack, detail)
+            there = messages.read(self._store, status.dataset)
+            if there is not None and _is_unjudged(there) and there.order == status.order:
+                self._follow(status, "", ":unheard", status.exit_code)
+            self._report.heard += 1
+        return len(unjudged)
+
+    def _is_cancelled_in_name_only(self) -> bool:
+        """Look at what is cancelled, before nobody looks any more; say whether some of it is not."""
+        names = [name for name in self._stock.lines if self._stock.listed(name) == "cancelled"]
+        statuses = zip(names, self._statuses(names), strict=True)
+        self._mend([name for name, status in statuses if status is not None and status.state != "cancelled"])
+        return self._report.changed
 
     def _statuses(self, names: Iterable[str]) -> list[Status | None]:
-        return list(in_threads(lambda name: messages.read(self._store, name), names))
+        def read(name: str) -> Status | None:
+            try:
+                return messages.read(self._store, name)
+            except OutputError as error:  # one that is damaged does not keep the others from it
+                log.error("%s", error)
+                return None
+
+        return list(in_threads(read, names))
 
     def _age(self, at: str) -> float:
         """Seconds since a time; none if it is no time."""
@@ -377,3 +458,8 @@ class _Pass:
             counts[state] += 1
         record = {"at": messages.now(), "states": {state: count for state, count in counts.items() if count}}
         self._control.put_once(CLOSED, json.dumps(record, indent=1).encode() + b"\n")
+
+
+def _is_unjudged(status: Status) -> bool:
+    """Whether a job has said that it failed, and the campaign has not said yet what follows from that."""
+    return status.state == "error" and bool(status.rung) and not status.cause

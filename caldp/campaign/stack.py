@@ -6,24 +6,29 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import UTC, datetime
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from caldp.campaign import settings
 from caldp.campaign.control import Control
-from caldp.campaign.deployment import Deployment
+from caldp.campaign.deployment import Deployment, fetch_settings
 from caldp.campaign.jobs import Jobs, TokenBucket
 from caldp.campaign.settings import Settings
-from caldp.campaign.submit import Submitter
-from caldp.errors import UsageError
+from caldp.campaign.shards import Line, parse_jsonl
+from caldp.campaign.submit import Submitted, Submitter
+from caldp.errors import InputError, UsageError
 from caldp.store import Store, open_store, parse_uri
 
 T = TypeVar("T")
 
 #: Environment variable of each function: file of the settings, as JSON.
 SETTINGS = "CALDP_SETTINGS"
+
+#: Seconds that a queue is listened to: one that is asked for an instant may have messages and show none.
+_LISTEN = 1
 
 #: Longest time that a queue keeps a message back, seconds.
 LONGEST_DELAY = 900
@@ -67,6 +72,8 @@ class Stack:
         self.deployment = deployment
         self.settings = figures
         self._aws = aws
+        self._lines = lru_cache(maxsize=32)(self._read_lines)
+        self._campaigns: set[str] = set()
 
     @classmethod
     def of_environment(cls, environ: Mapping[str, str]) -> Stack:
@@ -78,16 +85,105 @@ class Stack:
             raise UsageError(f"{SETTINGS} names no settings ({error})", remedy="deploy the stack again") from error
         return cls(deployment, figures)
 
+    @classmethod
+    def fetch(cls, name: str, figures: Settings | None = None) -> Stack:
+        """Return a deployment by name, as a command finds it.
+
+        Parameters
+        ----------
+        name : str
+            For example ``caldp-dev``.
+        figures : Settings, optional
+            What a campaign goes by that has begun; by default those of the deployment.
+
+        Returns
+        -------
+        Stack
+
+        Raises
+        ------
+        UsageError
+            If there is none of that name, or AWS does not tell.
+        """
+        import boto3
+
+        ssm = boto3.client("ssm")
+        deployment = Deployment.fetch(name, ssm)
+        return cls(deployment, figures or fetch_settings(name, ssm))
+
+    @classmethod
+    def of_campaign(cls, control: Control, name: str = "") -> Stack:
+        """Return the deployment that runs a campaign; UsageError when nobody says which."""
+        request = control.request()
+        if request["runner"] != "aws":
+            raise UsageError(
+                f"{control.store.url()} runs on one machine, not on AWS",
+                remedy=f"go on with it there: caldp campaign submit --resume {control.store.uri}",
+            )
+        name = name or str(request.get("deployment") or "")
+        if not name:
+            raise UsageError("the campaign does not say which deployment runs it", remedy="give --deployment NAME")
+        return cls.fetch(name, settings.from_json(request["settings"]))
+
     def store(self, uri: str) -> Store:
         """Open a place in one of the buckets of the deployment; UsageError for any other."""
         scheme, rest = parse_uri(uri)
         if scheme != "s3" or rest.removeprefix("//").partition("/")[0] not in self.deployment.buckets:
             raise UsageError(f"{uri} is in no bucket of {self.deployment.name}", remedy="give one that is")
+        return self._open(uri)
+
+    def _open(self, uri: str) -> Store:
         return open_store(uri, self._aws)
+
+    def clock(self) -> datetime:
+        """Return the present, in UTC."""
+        return datetime.now(UTC)
 
     def control(self, output: str) -> Control:
         """Return what a batch has of its campaign."""
         return Control(self.store(output))
+
+    def is_campaign(self, output: str) -> bool:
+        """Say whether somebody has asked for a campaign there: jobs of people by hand are none."""
+        if output not in self._campaigns and self.control(output).known() is not None:
+            self._campaigns.add(output)
+        return output in self._campaigns
+
+    def lines(self, manifest: str) -> list[Line]:
+        """Read a manifest, from where a job was told, in one of the buckets of the deployment.
+
+        It never changes, and the children of an array end one after the other.
+        """
+        return self._lines(manifest)
+
+    def _read_lines(self, manifest: str) -> list[Line]:
+        place, _, name = manifest.rpartition("/")
+        blob = self.store(place).get(name)
+        try:
+            if blob is not None:
+                return parse_jsonl(blob.data)
+            raise InputError(f"{manifest} is missing", remedy="submit the list again")
+        except ValueError as error:
+            raise InputError(f"{manifest} is no manifest ({error})", remedy="submit the list again") from error
+
+    def outputs(self) -> list[str]:
+        """Return the URIs of what is where batches go, unless somebody says another place."""
+        parent = self.deployment.output.rstrip("/")
+        return [f"{parent}/{name}" for name in self._folders(parent)]
+
+    def _folders(self, uri: str) -> list[str]:
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        below = f"{prefix}/" if prefix else ""
+        pages = self._client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below, Delimiter="/")
+        found = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ())]
+        return sorted(name for each in found if (name := each.removeprefix(below).removesuffix("/")))
+
+    def submit(self, output: str, shard: str) -> Submitted | None:
+        """Submit a shard; None while the campaign is paused: who lets it go on has its shards queued again."""
+        if paused := self.control(output).paused():
+            log.warning("%s: %s waits: %s", output, shard, paused)
+            return None
+        return self.submitter(output).submit(shard)
 
     def submitter(self, output: str) -> Submitter:
         """Return who submits the shards of a batch."""
@@ -148,7 +244,9 @@ class Stack:
     def take(self, queue: str, most: int) -> Iterator[Message]:
         """Take messages from a queue, until it is empty or there are enough; they come back unless removed."""
         while most > 0:
-            answer = self._queues.receive_message(QueueUrl=queue, MaxNumberOfMessages=min(_TEN, most))
+            answer = self._queues.receive_message(
+                QueueUrl=queue, MaxNumberOfMessages=min(_TEN, most), WaitTimeSeconds=_LISTEN
+            )
             found = answer.get("Messages", [])
             if not found:
                 return
@@ -158,9 +256,14 @@ class Stack:
 
     def remove(self, queue: str, messages: Iterable[Message]) -> None:
         """Remove messages that have been seen to; one that stays comes back, which does no harm."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
         for some in _tens(messages):
             entries = [{"Id": str(n), "ReceiptHandle": message.receipt} for n, message in enumerate(some)]
-            self._queues.delete_message_batch(QueueUrl=queue, Entries=entries)
+            try:
+                self._queues.delete_message_batch(QueueUrl=queue, Entries=entries)
+            except (BotoCoreError, ClientError) as error:  # else all that follow would come back, too
+                log.warning("%s keeps %d messages: %s", queue, len(some), error)
 
 
 def _tens(items: Iterable[T]) -> Iterator[list[T]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -113,7 +114,8 @@ class Submitter:
     def _claim(self, shard: str, queue: str) -> tuple[dict[str, Any], str]:
         """Claim a shard; return the claim, with the id of its job if there is one, and its tag."""
         now = self._store.clock()
-        mine = {"shard": shard, "claimed": now.isoformat(timespec="milliseconds"), "job": ""}
+        # No two claims are alike: who repeats a put whose answer was lost must know his own.
+        mine = {"shard": shard, "claimed": now.isoformat(timespec="milliseconds"), "by": os.urandom(8).hex(), "job": ""}
         try:
             return mine, self._store.put(claim_key(shard), _body(mine), Create())
         except ConflictError:

@@ -8,9 +8,10 @@ from typing import Any
 
 from caldp.campaign import lists
 from caldp.campaign.accept import accept, draw, observations_of
+from caldp.campaign.control import Control
 from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.stack import Stack, log
-from caldp.errors import CaldpError, S3DownloadError, UsageError
+from caldp.errors import CaldpError, UsageError
 from caldp.store import Overwrite
 
 
@@ -53,9 +54,9 @@ def _dropped(stack: Stack, found: list[tuple[str, str]]) -> Iterator[dict[str, A
         name = PurePosixPath(key).name
         try:
             yield _begin(stack, lists.read(blob.data, name), name.partition(".")[0], blob.etag)
-        except S3DownloadError:
-            raise  # it may do so next time
         except CaldpError as error:
+            if error.retriable:
+                raise  # it comes again
             # The same list would fail again: whoever dropped it finds out beside it.
             log.error("%s: %s", place.url(key), error)
             refusal = str(PurePosixPath(key).parent.parent / "refused" / f"{name}.txt")
@@ -64,21 +65,48 @@ def _dropped(stack: Stack, found: list[tuple[str, str]]) -> Iterator[dict[str, A
 
 
 def _begin(stack: Stack, listed: DatasetList, stem: str, etag: str) -> dict[str, Any]:
+    options = Options.of(listed.options, output=stack.deployment.output)
+    parent = options.output.rstrip("/")
+    return begin(stack, listed, options, f"{parent}/{lists.batch_name(options, stem, etag, listed.datasets)}")
+
+
+def begin(stack: Stack, listed: DatasetList, options: Options, output: str) -> dict[str, Any]:
+    """Make a campaign of a list, and have it submitted.
+
+    Parameters
+    ----------
+    stack : Stack
+        The deployment.
+    listed : DatasetList
+        The datasets.
+    options : Options
+        What is asked for.
+    output : str
+        URI of the batch directory.
+
+    Returns
+    -------
+    dict
+        The reply.
+
+    Raises
+    ------
+    UsageError
+        If it makes no sense, or the deployment does not allow it.
+    """
     deployment = stack.deployment
-    options = Options.of(listed.options, output=deployment.output)
     lists.check_allowed(
         options,
         buckets=deployment.buckets,
         job_definitions=set(deployment.job_definitions.values()),
         job_queues=set(deployment.job_queues.values()),
     )
-    parent = options.output.rstrip("/")
-    batch = lists.batch_name(options, stem, etag, listed.datasets)
-    store, observed = stack.store(f"{parent}/{batch}"), observations_of(stack.store(parent))
+    store = stack.store(output.rstrip("/"))
+    batch, observed = Control(store).name, observations_of(stack.store(store.uri.rpartition("/")[0]))
     if options.dry_run:
         drawn = draw(store, listed, options, stack.settings, observed)
         return {"batch": batch, "dry_run": True, **drawn.plan.to_json(), "skipped": len(drawn.skipped)}
-    accepted = accept(store, listed, options, stack.settings, observed, runner="aws")
+    accepted = accept(store, listed, options, stack.settings, observed, runner="aws", deployment=deployment.name)
     # A repetition sends them again: whoever was killed may not have come so far, and no shard is submitted twice.
     stack.send(deployment.shard_queue, ({"output": store.uri, "shard": name} for name in accepted.shards))
     return {**accepted.reply, "output": store.uri, "resumed": accepted.resumed}

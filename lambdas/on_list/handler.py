@@ -38,7 +38,7 @@ def record_handler(record: SQSRecord) -> None:
 @metrics.log_metrics
 def handler(event: dict[str, Any], context: LambdaContext) -> Any:  # noqa: ANN401 - as Lambda wants it
     """Take the messages of a queue, or one request, which is answered."""
-    if event.get("Records", [{}])[0].get("eventSource") == "aws:sqs":
+    if any(record.get("eventSource") == "aws:sqs" for record in event.get("Records", ())):
         processor = BatchProcessor(event_type=EventType.SQS)
         return process_partial_response(event, record_handler, processor, context)
     replies = take(event)

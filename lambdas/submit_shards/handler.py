@@ -23,10 +23,9 @@ metrics.set_default_dimensions(service=stack.deployment.name)
 def record_handler(record: SQSRecord) -> None:
     """Submit one shard, unless the campaign is paused: who lets it go on has its shards queued again."""
     output, shard = record.json_body["output"], record.json_body["shard"]
-    if paused := stack.control(output).paused():
-        logger.warning("paused", extra={"output": output, "shard": shard, "why": paused})
+    submitted = stack.submit(output, shard)
+    if submitted is None:
         return
-    submitted = stack.submitter(output).submit(shard)
     logger.info("shard", extra={"output": output, "shard": shard, "job": submitted.job, "new": submitted.new})
     metrics.add_metric("Submitted", "Count", submitted.datasets)
 
@@ -38,4 +37,6 @@ def handler(event: dict[str, Any], context: LambdaContext) -> Any:  # noqa: ANN4
     if "Records" in event:
         processor = BatchProcessor(event_type=EventType.SQS)
         return process_partial_response(event, record_handler, processor, context)
-    return {"shards": hear.drain(stack)}
+    shards = hear.drain(stack)
+    metrics.add_metric("Regrouped", "Count", shards)
+    return {"shards": shards}

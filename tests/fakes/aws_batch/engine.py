@@ -91,6 +91,8 @@ class Switches:
         Share of the events that never come.
     seed : int
         Of the chances above.
+    past : float
+        How long ago all jobs were submitted, started and stopped, besides, in seconds.
     """
 
     second: float = 1.0
@@ -116,6 +118,7 @@ class Switches:
     delay_events: float = 0.0
     drop_events: float = 0.0
     seed: int = 0
+    past: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -529,6 +532,7 @@ class Engine:
             "resourceRequirements": spec.requirements,
             **job.outcome,
         }
+        past = round(self.switches.past * 1000)
         described = {
             "jobArn": f"{self.arn}:job/{job.id}",
             "jobName": spec.name,
@@ -536,7 +540,7 @@ class Engine:
             "jobQueue": spec.queue,
             "status": job.state,
             "attempts": list(job.attempts),
-            "createdAt": job.created,
+            "createdAt": job.created - past,
             "retryStrategy": {"attempts": spec.attempts, "evaluateOnExit": spec.rules},
             "dependsOn": [{"jobId": each} for each in spec.depends_on],
             "jobDefinition": spec.definition,
@@ -546,9 +550,11 @@ class Engine:
             "isCancelled": job.cancelled,
             "isTerminated": job.terminated,
         }
-        for name, value in (("statusReason", job.reason), ("startedAt", job.started), ("stoppedAt", job.stopped)):
-            if value:
-                described[name] = value
+        if job.reason:
+            described["statusReason"] = job.reason
+        for name, at in (("startedAt", job.started), ("stoppedAt", job.stopped)):
+            if at:
+                described[name] = at - past
         if spec.timeout:
             described["timeout"] = {"attemptDurationSeconds": spec.timeout}
         if job.children is not None:

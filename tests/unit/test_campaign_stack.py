@@ -1,0 +1,187 @@
+"""What functions know of their deployment, and their queues."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.exceptions import BotoCoreError
+from moto import mock_aws
+
+from caldp.campaign.settings import DEFAULT
+from caldp.campaign.stack import LONGEST_DELAY, Stack
+from caldp.errors import UsageError
+from caldp.store import Overwrite
+from tests.fakes.cloud import BUCKET, DEPLOYMENT, OUTPUT, PARENT, Cloud
+from tests.s3 import s3_environment
+
+QUEUE = DEPLOYMENT.shard_queue
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """The environment of a function."""
+    (tmp_path / "settings.json").write_text(json.dumps(DEFAULT.to_json()))
+    return {
+        "CALDP_DEPLOYMENT": json.dumps(DEPLOYMENT.to_json()),
+        "CALDP_SETTINGS": str(tmp_path / "settings.json"),
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    return Cloud.at(monkeypatch)
+
+
+def test_it_is_found_in_the_environment(environ: dict[str, str]) -> None:
+    stack = Stack.of_environment(environ)
+    assert stack.deployment == DEPLOYMENT and stack.settings.to_json() == DEFAULT.to_json()
+
+
+@pytest.mark.parametrize("text", [None, "nonsense", "[]", '{"rungs": 1}', '{"whatever": 1}'])
+def test_settings_that_make_no_sense(environ: dict[str, str], text: str | None) -> None:
+    path = Path(environ["CALDP_SETTINGS"])
+    path.write_text(text) if text is not None else path.unlink()
+    with pytest.raises(UsageError):
+        Stack.of_environment(environ)
+
+
+@pytest.mark.parametrize("missing", ["CALDP_DEPLOYMENT", "CALDP_SETTINGS"])
+def test_an_environment_that_is_not_complete(environ: dict[str, str], missing: str) -> None:
+    del environ[missing]
+    with pytest.raises(UsageError, match=missing):
+        Stack.of_environment(environ)
+
+
+@pytest.mark.parametrize("uri", ["s3://elsewhere/x", "s3://outputs-2/x", "file:/tmp", "astroquery:", "s3://", ""])
+def test_other_places_are_refused(cloud: Cloud, uri: str) -> None:
+    with pytest.raises(UsageError):
+        cloud.stack.store(uri)
+    for good in (OUTPUT, f"s3://{BUCKET}"):
+        assert cloud.stack.store(good).uri == good
+
+
+# ---- queues
+
+
+def test_messages_go_in_tens(cloud: Cloud) -> None:
+    assert cloud.stack.send(QUEUE, ({"n": n} for n in range(25))) == 25
+    assert len(cloud.writes) == 3
+    assert sorted(body["n"] for body in cloud.queues[QUEUE].bodies) == list(range(25))
+    assert cloud.stack.send(QUEUE, []) == 0 and len(cloud.writes) == 3
+
+
+@pytest.mark.parametrize(("asked", "given"), [(59.6, 60), (900, 900), (5000, LONGEST_DELAY)])
+def test_a_message_waits_no_longer_than_a_queue_can_keep_it(cloud: Cloud, asked: float, given: float) -> None:
+    cloud.stack.send(QUEUE, [{}], asked)
+    cloud.clock.advance(given - 1)
+    assert len(list(cloud.stack.take(QUEUE, 1))) == 0
+    cloud.clock.advance(1)
+    assert len(list(cloud.stack.take(QUEUE, 1))) == 1
+
+
+def test_a_message_that_was_refused_is_no_success(cloud: Cloud) -> None:
+    cloud.faults.rate = 0.5
+    failed = 0
+    for _ in range(50):
+        before = len(cloud.queues[QUEUE])
+        try:
+            cloud.stack.send(QUEUE, [{}])
+            assert len(cloud.queues[QUEUE]) == before + 1
+        except (OSError, BotoCoreError) as error:
+            failed += 1
+            assert "did not take 1 messages (refused)" in str(error) or "Connection was closed" in str(error)
+    assert 20 < failed < 50
+
+
+def test_messages_are_taken_until_there_are_enough(cloud: Cloud) -> None:
+    cloud.stack.send(QUEUE, ({"n": n} for n in range(25)))
+    assert len(list(cloud.stack.take(QUEUE, 13))) == 13
+    assert len(list(cloud.stack.take(QUEUE, 100))) == 12
+    assert list(cloud.stack.take(QUEUE, 100)) == []
+    cloud.clock.advance(1801)
+    assert len(list(cloud.stack.take(QUEUE, 100))) == 25
+
+
+def test_messages_that_were_removed_do_not_come_back(cloud: Cloud) -> None:
+    cloud.stack.send(QUEUE, ({"n": n} for n in range(25)))
+    taken = list(cloud.stack.take(QUEUE, 15))
+    cloud.stack.remove(QUEUE, taken[:12])
+    cloud.clock.advance(1801)
+    assert len(list(cloud.stack.take(QUEUE, 100))) == 13
+
+
+def test_messages_that_cannot_be_removed_come_back(cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:
+    cloud.stack.send(QUEUE, ({"n": n} for n in range(200)))
+    taken = list(cloud.stack.take(QUEUE, 200))
+    cloud.faults.rate = 0.5
+    cloud.stack.remove(QUEUE, taken)
+    assert 0 < len(cloud.queues[QUEUE]) < 200 and "keeps 10 messages" in caplog.text
+
+
+@pytest.mark.parametrize("body", ["nonsense", "[]", "1", '"x"'])
+def test_a_message_that_is_no_mapping_says_nothing(cloud: Cloud, body: str) -> None:
+    cloud.queues[QUEUE].send(body)
+    (message,) = cloud.stack.take(QUEUE, 1)
+    assert message.body == {}
+
+
+# ---- batches
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """S3 and SQS of moto, in this process."""
+    for name, value in s3_environment("", {}).items():
+        if name != "AWS_ENDPOINT_URL":
+            monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with mock_aws():
+        yield
+
+
+@pytest.mark.parametrize("prefix", ["", "/runs", "/a/b"])
+@pytest.mark.usefixtures("aws")
+def test_what_is_where_batches_go(prefix: str) -> None:
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket=BUCKET)
+    names = [f"b-{n:04}" for n in range(1005 if prefix == "/runs" else 3)]  # more than one page
+    for name in names:
+        s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}/control/plan.json".removeprefix("/"), Body=b"{}")
+    s3.put_object(Bucket=BUCKET, Key=f"{prefix}/README".removeprefix("/"), Body=b"")
+    known = DEPLOYMENT.from_json({**DEPLOYMENT.to_json(), "output": f"s3://{BUCKET}{prefix}"})
+    assert Stack(known, DEFAULT).outputs() == [f"s3://{BUCKET}{prefix}/{name}" for name in names]
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_real_queue_takes_what_is_asked_of_it() -> None:
+    url = boto3.client("sqs").create_queue(QueueName="q")["QueueUrl"]
+    stack = Stack(DEPLOYMENT, DEFAULT)
+    assert stack.send(url, ({"n": n} for n in range(12))) == 12
+    assert stack.send(url, [{"n": 99}], 1e6) == 1
+    taken = list(stack.take(url, 20))
+    assert sorted(message.body["n"] for message in taken) == list(range(12))
+    stack.remove(url, taken)
+    asked = [
+        "ApproximateNumberOfMessages",
+        "ApproximateNumberOfMessagesDelayed",
+        "ApproximateNumberOfMessagesNotVisible",
+    ]
+    left = boto3.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=asked)["Attributes"]
+    assert [left[name] for name in asked] == ["0", "1", "0"]
+
+
+def test_what_is_a_campaign(cloud: Cloud) -> None:
+    assert not cloud.stack.is_campaign(OUTPUT)
+    cloud.quiet_store().put("control/request.json", b"{}", Overwrite())
+    assert cloud.stack.is_campaign(OUTPUT) and not cloud.stack.is_campaign(f"{PARENT}/x")
+    gets = cloud.gets
+    assert cloud.stack.is_campaign(OUTPUT) and cloud.gets == gets
+
+
+def test_its_clock_is_that_of_the_world() -> None:
+    assert Stack(DEPLOYMENT, DEFAULT).clock().tzinfo is not None

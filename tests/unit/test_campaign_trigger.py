@@ -1,0 +1,246 @@
+"""Lists that are dropped or sent become campaigns, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+
+from caldp import messages
+from caldp.campaign import trigger
+from caldp.campaign.control import Control
+from caldp.campaign.settings import DEFAULT
+from caldp.errors import ExistsError, S3UploadError, UsageError
+from caldp.messages import Status
+from caldp.store import Overwrite
+from tests.fakes import batch
+from tests.fakes.cloud import BUCKET, DEPLOYMENT, PARENT, BucketStore, Cloud
+
+NAMES = batch.names(50)
+FIGURES = replace(DEFAULT, shard_size=20, canary=0)
+SHARDS = DEPLOYMENT.shard_queue
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """A deployment without campaigns."""
+    return Cloud.at(monkeypatch, FIGURES)
+
+
+def drop(cloud: Cloud, key: str, text: str = "\n".join(NAMES), bucket: str = BUCKET) -> None:
+    with cloud.quietly():
+        BucketStore(cloud, f"s3://{bucket}").put(key, text.encode(), Overwrite())
+
+
+def notification(key: str, bucket: str = BUCKET) -> dict[str, Any]:
+    """Return what S3 sends itself: its keys are encoded."""
+    place = {"bucket": {"name": bucket}, "object": {"key": quote_plus(key)}}
+    return {"Records": [{"eventName": "ObjectCreated:Put", "eventSource": "aws:s3", "s3": place}]}
+
+
+def created(key: str, bucket: str = BUCKET) -> dict[str, Any]:
+    """Return what EventBridge sends."""
+    return {"detail-type": "Object Created", "detail": {"bucket": {"name": bucket}, "object": {"key": key}}}
+
+
+def in_sqs(*events: Mapping[str, Any]) -> dict[str, Any]:
+    return {"Records": [{"eventSource": "aws:sqs", "body": json.dumps(event)} for event in events]}
+
+
+def queued(cloud: Cloud) -> list[str]:
+    return [body["shard"] for body in cloud.queues[SHARDS].bodies]
+
+
+def objects(cloud: Cloud) -> dict[str, bytes]:
+    return {key: data for bucket in cloud.buckets.values() for key, data in bucket.objects.items()}
+
+
+@pytest.mark.parametrize("folder", ["messages/placed", "control/placed", "some where/é/control/placed"])
+@pytest.mark.parametrize("wrap", [lambda e: e, in_sqs], ids=["bare", "sqs"])
+@pytest.mark.parametrize("envelope", [notification, created])
+def test_a_dropped_list_becomes_a_campaign(cloud: Cloud, folder: str, wrap: Any, envelope: Any) -> None:
+    key = f"{folder}/march+a b.txt"
+    drop(cloud, key)
+    (reply,) = trigger.take(cloud.stack, wrap(envelope(key)))
+    assert reply["batch"].startswith("march-a-b-") and len(reply["batch"]) == 18
+    assert (reply["accepted"], reply["shards"], reply["resumed"]) == (50, 3, False)
+    assert reply["output"] == f"{PARENT}/{reply['batch']}"
+    assert sorted(queued(cloud)) == [f"{reply['batch']}-a1-2g-1h-{n:03d}" for n in (1, 2, 3)]
+    assert {body["output"] for body in cloud.queues[SHARDS].bodies} == {reply["output"]}
+
+
+def test_several_lists_in_one_event(cloud: Cloud) -> None:
+    drop(cloud, "control/placed/a.txt", NAMES[0])
+    drop(cloud, "control/placed/b.csv", f"dataset,memory_rung\n{NAMES[1]},8g\n")
+    event = in_sqs(created("control/placed/a.txt"), notification("control/placed/b.csv"))
+    assert [reply["batch"][:2] for reply in trigger.take(cloud.stack, event)] == ["a-", "b-"]
+    assert sorted(name.partition("-a1-")[2] for name in queued(cloud)) == ["2g-1h-001", "8g-1h-001"]
+
+
+@pytest.mark.parametrize("key", ["messages/dataset-error/x", "control/plan.json", "placed/x.txt", "control/placed/"])
+def test_other_objects_are_none_of_its_business(cloud: Cloud, key: str) -> None:
+    assert trigger.take(cloud.stack, created(key)) == []
+    assert not cloud.writes
+
+
+def test_a_list_that_has_gone(cloud: Cloud) -> None:
+    assert trigger.take(cloud.stack, created("control/placed/gone.txt")) == []
+
+
+@pytest.mark.parametrize("event", [{}, {"dataset": ["ldfd00000"]}])
+def test_a_request_without_datasets(cloud: Cloud, event: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="names no datasets"):
+        trigger.take(cloud.stack, event)
+
+
+def test_a_request(cloud: Cloud) -> None:
+    (reply,) = trigger.take(cloud.stack, {"datasets": "J8CB010B0\nLDQHPBI9Q j8cb010b0 nonsense", "batch": "x"})
+    assert {name: reply[name] for name in ("batch", "accepted", "rejected", "duplicates", "skipped", "jobs")} == {
+        "batch": "x",
+        "accepted": 2,
+        "rejected": 1,
+        "duplicates": 1,
+        "skipped": 0,
+        "jobs": 2,
+    }
+    assert reply["output"] == f"{PARENT}/x" and reply["estimate"]["hours"] > 0
+    assert b"nonsense" in objects(cloud)["runs/x/control/rejected.jsonl"]
+
+
+def test_a_dry_run_writes_nothing(cloud: Cloud) -> None:
+    (reply,) = trigger.take(cloud.stack, {"datasets": NAMES, "dry_run": True})
+    assert not objects(cloud) and not cloud.writes and not queued(cloud)
+    assert (reply["dry_run"], reply["datasets"], reply["submit_jobs"], reply["skipped"]) == (True, 50, 3, 0)
+    (real,) = trigger.take(cloud.stack, {"datasets": NAMES})
+    assert real["batch"] == reply["batch"]
+
+
+# ---- the same list again
+
+
+def test_the_same_list_makes_the_same_shards_and_no_other_job(cloud: Cloud) -> None:
+    trigger.take(cloud.stack, {"datasets": NAMES, "batch": "x"})
+    cloud.call("submit_shards")
+    before, jobs = objects(cloud), len(cloud.jobs.asks)
+    assert jobs == 3
+    for again in (NAMES, [*reversed(NAMES)], [name.upper() for name in NAMES], " ".join([*NAMES, *NAMES])):
+        (reply,) = trigger.take(cloud.stack, {"datasets": again, "batch": "x"})
+        assert reply["resumed"] and (reply["shards"], reply["duplicates"]) == (3, 0)
+        assert len(queued(cloud)) == 3
+        cloud.call("submit_shards")
+        assert objects(cloud) == before and len(cloud.jobs.asks) == jobs
+
+
+def test_a_shuffled_list_is_planned_alike_elsewhere(cloud: Cloud) -> None:
+    def manifests(where: str) -> dict[str, bytes]:
+        store = cloud.quiet_store(f"s3://{BUCKET}/{where}/x")
+        names = store.names("control/manifests")
+        return {name: blob.data for name in names if (blob := store.get(f"control/manifests/{name}"))}
+
+    trigger.take(cloud.stack, {"datasets": NAMES, "batch": "x", "s3_output_path": f"s3://{BUCKET}/one"})
+    twice = [*reversed(NAMES), *NAMES[3:30]]
+    trigger.take(cloud.stack, {"datasets": twice, "batch": "x", "s3_output_path": f"s3://{BUCKET}/two"})
+    assert len(manifests("one")) == 3 and manifests("one") == manifests("two")
+
+
+def test_another_list_of_the_same_name_is_refused(cloud: Cloud) -> None:
+    trigger.take(cloud.stack, {"datasets": NAMES, "batch": "x"})
+    with pytest.raises(UsageError, match="campaign of another request"):
+        trigger.take(cloud.stack, {"datasets": NAMES[1:], "batch": "x"})
+
+
+def test_what_is_processed_already(cloud: Cloud) -> None:
+    messages.advance(cloud.quiet_store(f"{PARENT}/x"), Status(NAMES[0], 1, "processed"))
+    with pytest.raises(ExistsError):
+        trigger.take(cloud.stack, {"datasets": NAMES, "batch": "x", "existing": "error"})
+    (reply,) = trigger.take(cloud.stack, {"datasets": NAMES, "batch": "x"})
+    assert (reply["skipped"], reply["accepted"]) == (1, 49)
+
+
+# ---- some go first
+
+
+def test_only_those_that_go_first_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = Cloud.at(monkeypatch, replace(FIGURES, canary=0.1, canary_least=2))
+    (reply,) = trigger.take(cloud.stack, {"datasets": NAMES, "batch": "x"})
+    plan = Control(cloud.quiet_store(f"{PARENT}/x")).plan()
+    assert len(plan["canary"]) == 5 and queued(cloud) == plan["first"] == ["x-a1-2g-1h-001"]
+    assert reply["shards"] == len(plan["shards"]) == 4
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.txt", "nothing here"),
+        ("x.pdf", "ldfd00000"),
+        ("x.json", '{"datasets": ["ldfd00000"], "s3_output_path": "s3://elsewhere/x"}'),
+        ("x.json", '{"datasets": ["ldfd00000"], "job_queue": "jwst"}'),
+        ("x.yaml", "datasets: [ldfd00000]\njob_definition: jwst\n"),
+        ("x.json", '{"datasets": ["ldfd00000"], "whatever": 1}'),
+        ("x.csv", 'dataset\n"ldfd'),
+        ("x.txt", " ".join(["nonsense"] * 101 + ["ldfd00000"])),
+    ],
+)
+@pytest.mark.parametrize("folder", ["control", "messages", "a/b/control"])
+def test_a_list_of_no_use_is_answered_beside_it(cloud: Cloud, folder: str, name: str, text: str) -> None:
+    drop(cloud, f"{folder}/placed/{name}", text)
+    (reply,) = trigger.take(cloud.stack, created(f"{folder}/placed/{name}"))
+    said = objects(cloud)[f"{folder}/refused/{name}.txt"].decode()
+    assert reply["error"] and reply["error"] in said and reply["list"] == f"s3://{BUCKET}/{folder}/placed/{name}"
+    assert len(objects(cloud)) == 2 and not queued(cloud)
+
+
+def test_one_of_no_use_does_not_keep_others_from_it(cloud: Cloud) -> None:
+    drop(cloud, "control/placed/bad.txt", "nothing")
+    drop(cloud, "control/placed/good.txt", NAMES[0])
+    event = in_sqs(created("control/placed/bad.txt"), created("control/placed/good.txt"))
+    bad, good = trigger.take(cloud.stack, event)
+    assert "error" in bad and good["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"s3_output_path": "s3://elsewhere/x"}, "bucket 'elsewhere'"),
+        ({"s3_output_bucket": "elsewhere"}, "bucket 'elsewhere'"),
+        ({"job_queue": "jwst"}, "job queue 'jwst'"),
+        ({"job_definition": "jwst"}, "job definition 'jwst'"),
+    ],
+)
+def test_what_the_deployment_does_not_allow(cloud: Cloud, request_: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        trigger.take(cloud.stack, {"datasets": NAMES, **request_})
+    assert not cloud.writes
+
+
+def test_a_list_in_a_foreign_bucket(cloud: Cloud) -> None:
+    drop(cloud, "control/placed/x.txt", bucket="elsewhere")
+    with pytest.raises(UsageError, match="in no bucket of caldp-test"):
+        trigger.take(cloud.stack, created("control/placed/x.txt", "elsewhere"))
+    assert not cloud.writes
+
+
+def test_when_s3_fails_the_list_is_not_to_blame(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes again, instead of being refused for good."""
+    drop(cloud, "control/placed/x.txt")
+    real = BucketStore.put
+
+    def put(self: BucketStore, key: str, *args: Any) -> str:
+        if key.startswith("control/manifests/"):
+            raise S3UploadError(f"{key}: S3 does not answer")
+        return real(self, key, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BucketStore, "put", put)
+        with pytest.raises(S3UploadError):
+            trigger.take(cloud.stack, created("control/placed/x.txt"))
+    assert not any("refused" in key for key in objects(cloud))
+    (reply,) = trigger.take(cloud.stack, created("control/placed/x.txt"))
+    assert (reply["accepted"], reply["resumed"], len(queued(cloud))) == (50, False, 3)
