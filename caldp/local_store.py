@@ -105,7 +105,7 @@ class LocalStore:
             self._path(key).unlink(missing_ok=True)
 
     def names(self, prefix: str) -> list[str]:
-        folder = self._path(prefix)
+        folder = self._path(prefix) if prefix else self.root
         return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
 
     def walk(self, prefix: str) -> Iterator[Entry]:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -131,7 +131,9 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {**asdict(self), "rank": self.rank, "history": list(self.history)}
+        # Not asdict, which copies every entry of the history: a campaign writes millions of these.
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**plain, "spent": dict(self.spent), "rank": self.rank, "history": list(self.history)}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Status:

@@ -220,7 +220,8 @@ class S3Store:
     # ---- listings
 
     def names(self, prefix: str) -> list[str]:
-        below = f"{self._key(prefix)}/"
+        top = self._key(prefix) if prefix else self.prefix
+        below = f"{top}/" if top else ""
         found = []
         for page in self._pages(below, Delimiter="/"):
             found += [entry["Key"] for entry in page.get("Contents", ())]

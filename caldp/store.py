@@ -159,7 +159,7 @@ class Store(Protocol):
         """Remove objects; one that is not there is no error."""
 
     def names(self, prefix: str) -> list[str]:
-        """List the names of the objects and folders directly under ``prefix``."""
+        """List the names of the objects and folders directly under ``prefix`` (at the top if it is empty)."""
 
     def walk(self, prefix: str) -> Iterator[Entry]:
         """List all objects under ``prefix`` (the whole store if it is empty), however many and deep, by key."""

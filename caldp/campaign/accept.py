@@ -169,6 +169,12 @@ def accept(
     if not drawn.plan.lines and not drawn.skipped:
         raise UsageError("nothing of the list can be planned", remedy="see what caldp campaign plan says of it")
     control.claim(request, _SAME)
+    if observations is not None:
+        # The plan goes by what is kept, so that it can be made again; whoever was killed half-way has kept something.
+        control.put_once(OBSERVATIONS, observations.jsonl())
+        kept = observations_of(store)
+        if kept.jsonl() != observations.jsonl():
+            drawn = draw(store, listed, options, settings, kept)
     shards = drawn.plan.shards(control.name, settings)
     rejected = [*listed.rejected, *drawn.plan.refused]
     reply = {
@@ -182,8 +188,6 @@ def accept(
         "estimate": {"hours": round(drawn.plan.hours, 2), "cost": round(drawn.plan.cost, 2)},
     }
     control.write_lines(REJECTED, (entry.to_json() for entry in rejected))
-    if observations is not None:
-        _freeze(control, observations)
     for shard in shards:
         control.write_manifest(shard)
     names, first = [shard.name for shard in shards], [shard.name for shard in shards if shard.canary]
@@ -191,11 +195,6 @@ def accept(
     more = {"skipped": list(drawn.skipped), "shards": names, "first": first, "reply": reply}
     control.write_plan({**drawn.plan.to_json(), **more})
     return Accepted(control, reply, tuple(first or names), resumed=False)
-
-
-def _freeze(control: Control, observations: Observations) -> None:
-    """Keep what the plan was made of, so that it can be made again."""
-    control.put_once(OBSERVATIONS, observations.jsonl())
 
 
 def _request(batch: str, listed: DatasetList, options: Options, settings: Settings, runner: str) -> dict[str, Any]:

@@ -169,14 +169,7 @@ class Stack:
     def outputs(self) -> list[str]:
         """Return the URIs of what is where batches go, unless somebody says another place."""
         parent = self.deployment.output.rstrip("/")
-        return [f"{parent}/{name}" for name in self._folders(parent)]
-
-    def _folders(self, uri: str) -> list[str]:
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        below = f"{prefix}/" if prefix else ""
-        pages = self._client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below, Delimiter="/")
-        found = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ())]
-        return sorted(name for each in found if (name := each.removeprefix(below).removesuffix("/")))
+        return [f"{parent}/{name}" for name in self.store(parent).names("")]
 
     def submit(self, output: str, shard: str) -> Submitted | None:
         """Submit a shard; None while the campaign is paused: who lets it go on has its shards queued again."""

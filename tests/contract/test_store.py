@@ -197,6 +197,7 @@ class StoreContract:
             store.put(key, b"", Create())
         assert [n for n in store.names("m") if n != "sub"] == ["a", "b"]
         assert "d" not in store.names("m")
+        assert store.names("")[:2] == ["m", "mm"]
 
     def test_failed_puts_leave_nothing_behind(self, store: Store) -> None:
         store.put("m/a", b"", Create())

@@ -304,6 +304,8 @@ class Deployed:
             reports.append(self.reconcile(batch))
             if reports[-1]["closed"]:
                 return reports
+            if not any(reports[-1][what] for what in ("queued", "heard", "lost", "retried", "terminated", "repaired")):
+                self.an_hour_passes(batch)  # it waits for news that may be under way
         stock = take_stock(self.control(batch))
         open_ = [name for name in stock.lines if stock.listed(name) in ("placed", "submitted", "processing")]
         stand = {name: (stock.listed(name), str(self.status(batch, name))) for name in open_}

@@ -217,7 +217,7 @@ class BucketStore(MemoryStore):
         self._cloud.write(f"delete {' '.join(keys)}", do, self._cloud.faults.store_rate, S3UploadError)
 
     def names(self, prefix: str) -> list[str]:
-        below = f"{self._top}{prefix}/"
+        below = f"{self._top}{prefix}/" if prefix else self._top
         with self._lock:
             self._cloud.lists += 1
             return sorted({key[len(below) :].partition("/")[0] for key in self._bucket.below(below)})
@@ -609,10 +609,6 @@ class FakeStack(Stack):
     def _open(self, uri: str) -> Store:
         store = BucketStore(self._cloud, uri)
         return cast(Store, InsistentStore(store) if self._cloud.faults.store_rate else store)
-
-    def _folders(self, uri: str) -> list[str]:
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        return BucketStore(self._cloud, f"s3://{bucket}").names(prefix)
 
     @property
     def jobs(self) -> Jobs:  # type: ignore[override]

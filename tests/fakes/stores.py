@@ -70,7 +70,7 @@ class MemoryStore:
             self.objects.pop(safe_key(key), None)
 
     def names(self, prefix: str) -> list[str]:
-        below = f"{safe_key(prefix)}/"
+        below = f"{safe_key(prefix)}/" if prefix else ""
         return sorted({key.removeprefix(below).split("/")[0] for key in list(self.objects) if key.startswith(below)})
 
     def walk(self, prefix: str) -> Iterator[Entry]:

@@ -154,7 +154,7 @@ def test_what_is_where_batches_go(prefix: str) -> None:
         s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}/control/plan.json".removeprefix("/"), Body=b"{}")
     s3.put_object(Bucket=BUCKET, Key=f"{prefix}/README".removeprefix("/"), Body=b"")
     known = DEPLOYMENT.from_json({**DEPLOYMENT.to_json(), "output": f"s3://{BUCKET}{prefix}"})
-    assert Stack(known, DEFAULT).outputs() == [f"s3://{BUCKET}{prefix}/{name}" for name in names]
+    assert Stack(known, DEFAULT).outputs() == [f"s3://{BUCKET}{prefix}/{name}" for name in ["README", *names]]
 
 
 @pytest.mark.usefixtures("aws")
