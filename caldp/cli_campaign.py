@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 from click.core import ParameterSource
@@ -22,6 +22,9 @@ from caldp.config import DEFAULT_CONFIG
 from caldp.errors import CaldpError, Stop, UsageError
 from caldp.process import EXISTING, Interrupts
 from caldp.store import absolute_uri, open_store, parse_uri
+
+if TYPE_CHECKING:
+    from caldp.campaign.stack import Stack
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -90,6 +93,9 @@ def _planning_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Path(path_type=Path, dir_okay=False),
             help="TOML file with another memory ladder, time limits, budgets, prices.",
         ),
+        click.option(
+            "--deployment", default="", metavar="NAME", help="On AWS: the stack that runs it (CALDP_DEPLOYMENT_NAME)."
+        ),
         click.option("--json", "as_json", is_flag=True, help="JSON on standard output."),
     )
     for option in reversed(options):
@@ -101,11 +107,18 @@ def _planning_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("listing", metavar="LIST")
 @click.argument("output_uri", metavar="[OUTPUT]", default="")
 @_planning_options
-def plan_command(listing: str, output_uri: str, settings_file: Path | None, as_json: bool, **asked: Any) -> None:  # noqa: ANN401 - see _options
+def plan_command(
+    listing: str,
+    output_uri: str,
+    settings_file: Path | None,
+    deployment: str,
+    as_json: bool,
+    **asked: Any,  # noqa: ANN401 - see _planning_options
+) -> None:
     """Say what memory and time the datasets of LIST would get, and what they would cost. Nothing is written.
 
-    LIST is a file of dataset names: .txt or .ids (or any other extension of the guide), .csv, .json or .yaml. With
-    OUTPUT, the batch directory, what is there already counts.
+    LIST is a file of dataset names: .txt, .ids, .csv, .json, .yaml or .yml, each also with .gz. With OUTPUT, the batch
+    directory, what is there already counts; if that is s3://..., the ladder is that of the deployment.
 
     \b
     Exit status:
@@ -118,7 +131,9 @@ def plan_command(listing: str, output_uri: str, settings_file: Path | None, as_j
     try:
         found, options = _read(listing, asked)
         store = open_store(output_uri) if output_uri else None
-        drawn = draw(store, found, options, settings.load(settings_file))
+        is_on_aws = store is not None and store.uri.startswith("s3:")
+        figures = _stack(deployment).settings if is_on_aws and settings_file is None else settings.load(settings_file)
+        drawn = draw(store, found, options, figures)
     except (CaldpError, OSError) as error:
         refuse("caldp campaign plan", error, "the list")
     _complain(found)
@@ -149,7 +164,6 @@ def plan_command(listing: str, output_uri: str, settings_file: Path | None, as_j
 @click.option("--dry-run", is_flag=True, help="Plan it, and write nothing.")
 @click.option("--resume", is_flag=True, help="Go on with the campaign of OUTPUT; no LIST is needed.")
 @click.option("-q", "--quiet", is_flag=True, help="Show nothing but failures.")
-@click.option("--deployment", default="", metavar="NAME", help="On AWS: the stack that runs it, e.g. caldp-dev.")
 @click.pass_context
 def submit_command(
     ctx: click.Context,
@@ -180,7 +194,7 @@ def submit_command(
 
     \b
     Exit status:
-        0  all are processed
+        0  all are processed; on AWS: they are queued
         1  some are in error, or cancelled: see caldp campaign status
         2  LIST has no dataset in it or is the wrong file, OUTPUT is the campaign of another list
         3  some are still open: it is paused
@@ -197,6 +211,7 @@ def submit_command(
             listing=listing,
             output_uri=output_uri,
             settings_file=settings_file,
+            deployment=deployment,
             as_json=as_json,
             **asked,
         )
@@ -271,17 +286,17 @@ def _run_here(
 def _submit(listing: str, output_uri: str, deployment: str, asked: dict[str, Any], resume: bool, as_json: bool) -> None:
     """Hand a list to a deployment on AWS."""
     from caldp.campaign import trigger
-    from caldp.campaign.stack import Stack
 
     if resume:
         raise UsageError(
             "campaigns on AWS go on by themselves",
             remedy=f"caldp campaign unpause {output_uri}, or caldp campaign reconcile {output_uri}",
         )
-    name = deployment or config.deployment()
-    if not name:
-        raise UsageError("nobody says which stack runs it", remedy="give --deployment NAME, e.g. caldp-dev")
-    stack = Stack.fetch(name)
+    for option in ("settings_file", "jobs", "memory"):
+        if _typed(option):
+            name = {"settings_file": "settings"}.get(option, option)
+            raise UsageError(f"--{name} is for campaigns on this machine", remedy="on AWS the deployment decides")
+    stack = _stack(deployment)
     found, options = _read(listing, asked)
     if options.config == DEFAULT_CONFIG and not _typed("config"):
         options = replace(options, config=Options().config)
@@ -298,6 +313,16 @@ def _submit(listing: str, output_uri: str, deployment: str, asked: dict[str, Any
             click.echo(f"{count:,} {what}")
     click.echo(f"about {estimate['hours']:,} hours of jobs, ${estimate['cost']:,.2f}")
     click.echo(f"see caldp campaign status {output_uri}")
+
+
+def _stack(deployment: str) -> Stack:
+    """Return a deployment by name, or that of the caller's environment."""
+    from caldp.campaign.stack import Stack
+
+    name = deployment or config.deployment()
+    if not name:
+        raise UsageError("nobody says which stack runs it", remedy="give --deployment NAME, e.g. caldp-dev")
+    return Stack.fetch(name)
 
 
 def _read(listing: str, asked: dict[str, Any]) -> tuple[DatasetList, Options]:

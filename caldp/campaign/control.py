@@ -188,6 +188,10 @@ class Control:
         """Let it go on."""
         self.store.delete(PAUSE)
 
+    def release(self) -> None:
+        """Let the rest follow the datasets that went first, whatever became of these."""
+        self.put_once(RELEASED, json.dumps({"at": messages.now(), "by": who()}).encode() + b"\n")
+
     def audit(self, what: str, why: str = "", **details: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
         """Put down who did what, when and why; earlier lines stay."""
         line = json.dumps({"at": messages.now(), "by": who(), "what": what, "why": why, **details}).encode() + b"\n"

@@ -906,6 +906,7 @@ def unpause(control: Control, why: str = "") -> bool:
     control.plan()
     if not control.paused():
         return False
+    control.release()  # who says so has seen what became of the datasets that went first
     control.unpause()
     control.audit("unpause", why)
     return True

@@ -421,7 +421,8 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        lines = [f"{len(self.lines):,} datasets, {self.submit_jobs:,} SubmitJob calls"]
+        counts = ((len(self.lines), "dataset"), (self.submit_jobs, "SubmitJob call"))
+        lines = [", ".join(f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts)]
         lines += [f"  {name:<10} {count:>9,}" for name, count in self.classes.items()]
         lines += [f"  {len(self.canary):,} of them go first"] if self.canary else []
         lines += [f"{len(self.refused):,} refused"] if self.refused else []

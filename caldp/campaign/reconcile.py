@@ -253,7 +253,7 @@ class _Pass:
             self._report.paused = f"{hopeless} of the {len(canary)} datasets that went first failed for good"
             self._control.pause(self._report.paused)
             return False
-        self._control.put_once(RELEASED, json.dumps({"at": messages.now()}).encode() + b"\n")
+        self._control.release()
         return True
 
     # ---- jobs

@@ -6,6 +6,7 @@ the drain or the reconciler invokes it, and ``an_hour_passes``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -129,7 +130,12 @@ class Deployed:
             "PATH": os.pathsep.join([str(home / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "FAKE_JOBS": str(home / "jobs.json"),
         }
-        self._began = time.monotonic()
+        self._queues = {
+            "lists": self.deployment.list_queue,
+            "shards": self.deployment.shard_queue,
+            "events": self.deployment.event_queue,
+            "rescues": self.deployment.rescue_queue,
+        }
 
     def begin(self, **switches: Any) -> None:
         """Be as for a first test: jobs are fakes and end well, nothing is switched on."""
@@ -249,26 +255,22 @@ class Deployed:
             _, folder, name = entry.key.split("/")
             if folder != "status":
                 shown.setdefault(name, []).append(folder)
-        assert shown == {name: [STATES[status.state][1]] for name, status in statuses.items()}
+        wrong = {n: (s.state, shown.get(n)) for n, s in statuses.items() if shown.get(n) != [STATES[s.state][1]]}
+        assert not wrong, f"state, folders: {wrong}"
         for name, status in statuses.items():
             published = store.get(f"{Dataset.parse(name).prefix}/manifest.json")
             assert (published is not None) == (status.state == "processed"), f"{name}: {status.state}"
-        assert self.dead_letters() == {}
+        dead = self.dead_letters()
+        assert not dead, f"dead letters: {dead}"
 
     # ---- time
 
     def waiting(self, *queues: str) -> int:
         """Messages in queues, those that somebody has taken included."""
         sqs, count = self.aws.client("sqs"), 0
-        known = {
-            "lists": self.deployment.list_queue,
-            "shards": self.deployment.shard_queue,
-            "events": self.deployment.event_queue,
-            "rescues": self.deployment.rescue_queue,
-        }
         wanted = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
         for queue in queues or ("lists", "shards", "events"):
-            answer = sqs.get_queue_attributes(QueueUrl=known[queue], AttributeNames=wanted)
+            answer = sqs.get_queue_attributes(QueueUrl=self._queues[queue], AttributeNames=wanted)
             count += sum(map(int, answer["Attributes"].values()))
         return count
 
@@ -277,6 +279,7 @@ class Deployed:
 
         def quiet() -> bool:
             for _ in range(2):  # what is handed on is for an instant nowhere
+                time.sleep(0.2)  # asking takes time of the server's
                 stats = self.aws.stats()
                 if self.waiting() or stats["events_pending"] or stats["running"] or stats["states"]["RUNNABLE"]:
                     return False
@@ -327,12 +330,16 @@ class Deployed:
 
     # ---- trouble
 
-    def hide(self, queue: str, seconds: int) -> int:
-        """Have messages of a queue come back so long after somebody took them; return how long it was."""
-        sqs = self.aws.client("sqs")
-        answer = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["VisibilityTimeout"])
-        sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": str(seconds)})
-        return int(answer["Attributes"]["VisibilityTimeout"])
+    @contextlib.contextmanager
+    def hidden(self, queue: str, seconds: int) -> Iterator[None]:
+        """Have messages that are taken from a queue meanwhile come back so soon, unless they are done with."""
+        sqs, url = self.aws.client("sqs"), self._queues[queue]
+        answer = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])
+        sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": str(seconds)})
+        try:
+            yield
+        finally:
+            sqs.set_queue_attributes(QueueUrl=url, Attributes=answer["Attributes"])
 
     def kill(self, function: str) -> int:
         """Kill the processes of a function as the machine below it may end; return how many there were."""

@@ -55,7 +55,7 @@ def test_a_plan(camp: Camp) -> None:
     before = tree(camp.home)
     done = plan("list.ids", "--settings", "settings.toml")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[:2] == ["3 datasets, 1 SubmitJob calls", "  low-1m             3"]
+    assert done.stdout.splitlines()[:2] == ["3 datasets, 1 SubmitJob call", "  low-1m             3"]
     assert tree(camp.home) == before
     processed.publish(camp.store, ONE)
     assert "1 are there already" in plan("list.ids", "file:OUT", "--settings", "settings.toml").stdout
@@ -69,7 +69,7 @@ def test_a_dry_run_writes_nothing(camp: Camp) -> None:
     before = tree(camp.home)
     done = camp.submit("--dry-run")
     assert done.returncode == 0
-    assert done.stdout.startswith("3 datasets, 1 SubmitJob calls\n  low-1m ")
+    assert done.stdout.startswith("3 datasets, 1 SubmitJob call\n  low-1m ")
     done = camp.resume("--dry-run")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--dry-run and --resume do not go together" in done.stderr
@@ -154,7 +154,7 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "nothing": ([], 2, "there is no OUTPUT"),
     "only an output": (["", "file:OUT"], 2, "give a list of datasets; or --resume"),
     "an unknown form": (["list.pdf", "file:OUT"], 2, "list.pdf: lists do not end in .pdf"),
-    "a bucket": (["list.ids", "s3://bucket/batch"], 2, "campaigns run into file:<directory> so far"),
+    "a bucket": (["list.ids", "s3://bucket/batch"], 2, "nobody says which stack runs it; give --deployment NAME"),
     "no place": (["list.ids", "OUT"], 2, "OUT"),
     "not a directory": (["list.ids", "file:list.ids"], 29, "list.ids"),
     "nothing to resume": (["--resume", "file:OUT"], 2, "is no campaign: there is no control/request.json"),

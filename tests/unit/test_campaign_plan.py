@@ -311,7 +311,7 @@ def test_what_observed_datasets_cost() -> None:
     assert found.unobserved == 0
     assert found.cost == pytest.approx(0.0385 / 60)  # a minute of a slot of one processor and 2 GB
     assert found.hours == pytest.approx(1 / 60)
-    assert str(found) == "1 datasets, 1 SubmitJob calls\n  2g-20m             1\nabout 0.0 hours of jobs, $0.00"
+    assert str(found) == "1 dataset, 1 SubmitJob call\n  2g-20m             1\nabout 0.0 hours of jobs, $0.00"
     group = plan_all(DatasetList(("ldqhpb010",)), DEFAULT, Options(), Observations(many(30, lambda _: 100)))
     assert group.hours * HOUR == pytest.approx(155)  # the mean of 10 s to 300 s
     dear = replace(DEFAULT, prices=Prices(1.0, 0.0))
