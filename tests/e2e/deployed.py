@@ -1,4 +1,4 @@
-"""The stack of CALDP on the stand-in for AWS, as an operator has it: lists to drop, commands to type, clocks to wait for.
+"""The stack of CALDP on the stand-in for AWS, as an operator has it: lists to drop, commands to type, clocks.
 
 The template is the one that is deployed to AWS, with the packages that are.  Two clocks are the tests' own: who wants
 the drain or the reconciler invokes it, and ``an_hour_passes``.
@@ -27,7 +27,7 @@ from caldp.campaign.progress import take_stock
 from caldp.dataset import Dataset
 from caldp.messages import STATES, Status
 from caldp.store import open_store
-from tests.aws import Aws, Stack, synthesize
+from tests.aws import Aws, synthesize
 from tests.e2e import job
 from tests.fakes.job import behave
 from tests.s3 import REPOSITORY
@@ -51,7 +51,7 @@ rungs = [
     {{ name = "high", memory = 2400, vcpus = 1 }},
     {{ name = "top", memory = 4800, vcpus = 2 }},
 ]
-time_limits = [600, 1200, 2400]
+time_limits = [60, 600, 1200, 2400]
 shard_size = 25
 canary = 0
 
@@ -110,7 +110,7 @@ class Deployed:
     Attributes
     ----------
     aws : Aws
-    stack : Stack
+    stack : tests.aws.Stack
     deployment : Deployment
         As the commands find it.
     bucket : str
@@ -288,10 +288,20 @@ class Deployed:
         try:
             self.aws.wait_until(quiet, seconds, "nothing under way")
         except AssertionError as error:
-            raise AssertionError(f"{error}: {self.aws.stats()}, {self.waiting()} messages, {self.dead_letters()}") from None
+            raise AssertionError(
+                f"{error}: {self.aws.stats()}, {self.waiting()} messages, {self.dead_letters()}"
+            ) from None
 
-    def work(self, batch: str, rounds: int = 12) -> list[dict[str, Any]]:
+    def work(self, batch: str, rounds: int = 12, seconds: float = 120.0) -> list[dict[str, Any]]:
         """Let a campaign go on to its end: the drain, and the reconciler when there is nothing to drain.
+
+        Parameters
+        ----------
+        batch : str
+        rounds : int
+            How often these come at most.
+        seconds : float
+            How long jobs take at most.
 
         Returns
         -------
@@ -300,7 +310,7 @@ class Deployed:
         """
         reports: list[dict[str, Any]] = []
         for _ in range(rounds):
-            self.wait_quiet()
+            self.wait_quiet(seconds)
             if self.waiting("rescues"):
                 self.drain()
                 continue
