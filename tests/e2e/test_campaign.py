@@ -213,6 +213,7 @@ def test_a_function_that_hears_of_ends_is_killed(caldp: Deployed) -> None:
 # ---- what operators do
 
 
+@pytest.mark.slow
 def test_the_commands(caldp: Deployed, tmp_path: Path) -> None:
     """Plan, submit, look, cancel with a token, rescue, read logs, reconcile, report: as they are typed."""
     listed = names(6, 700)

@@ -41,6 +41,7 @@ def away(desk: Desk, mast: FakeMast) -> Desk:
     return Desk(desk.home, {**desk.env, **settings})
 
 
+@pytest.mark.slow
 def test_an_acquisition_from_mast(away: Desk, mast: FakeMast) -> None:
     result = away.run(ACQ, "astroquery:", "file:OUT", "--json")
     assert result.code == 0, result.stderr
@@ -102,7 +103,7 @@ def test_settings_that_make_no_sense(away: Desk, mast: FakeMast) -> None:
 
 
 @pytest.mark.parametrize(
-    "signum", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGKILL))]
+    "signum", [pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)]
 )
 def test_stopped_while_downloading(away: Desk, mast: FakeMast, signum: signal.Signals) -> None:
     mast.drip, mast.piece = 0.2, 100_000

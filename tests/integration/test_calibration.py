@@ -172,6 +172,7 @@ def two_of_one_visit(
     return desk, {dataset: desk.process(dataset) for dataset in (TAG, ACQ)}
 
 
+@pytest.mark.slow
 def test_time_tag_exposure(two_of_one_visit: tuple[Desk, dict[str, Result]]) -> None:
     desk, results = two_of_one_visit
     assert results[TAG].code == 0, results[TAG].stderr
@@ -180,6 +181,7 @@ def test_time_tag_exposure(two_of_one_visit: tuple[Desk, dict[str, Result]]) -> 
     assert desk.tree(TAG) == products | spectrum_previews(f"{TAG}_x1d") | OURS
 
 
+@pytest.mark.slow
 def test_acquisition_image(two_of_one_visit: tuple[Desk, dict[str, Result]]) -> None:
     desk, results = two_of_one_visit
     assert results[ACQ].code == 0, results[ACQ].stderr
@@ -188,6 +190,7 @@ def test_acquisition_image(two_of_one_visit: tuple[Desk, dict[str, Result]]) -> 
     assert desk.tree(ACQ) == products | previews | OURS
 
 
+@pytest.mark.slow
 def test_d4_datasets_of_one_visit_leave_each_other_alone(
     two_of_one_visit: tuple[Desk, dict[str, Result]], cos_data: Path
 ) -> None:
@@ -198,6 +201,7 @@ def test_d4_datasets_of_one_visit_leave_each_other_alone(
         assert desk.states(dataset) == ["datasets-processed"]
 
 
+@pytest.mark.slow
 def test_same_pixels_as_the_association_has(
     two_of_one_visit: tuple[Desk, dict[str, Result]], association: Desk
 ) -> None:
@@ -358,6 +362,7 @@ def test_json_lines(desk: Desk, give: Give) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_quiet(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
     result = desk.process(ACQ, "--quiet")
@@ -408,6 +413,7 @@ def test_known_bad_reference_can_be_allowed(desk: Desk, give: Give) -> None:
     assert "23e16470l_gsag.fits" in result.stdout
 
 
+@pytest.mark.slow
 def test_secrets_reach_no_file(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
     secret = "s3cr3t-t0ken-value"  # noqa: S105 - a made-up one

@@ -312,6 +312,7 @@ def test_two_runs_at_once_one_wins(desk: Desk, give: Give) -> None:
     assert_tidy(desk.home)
 
 
+@pytest.mark.slow
 def test_take_over_wins_and_the_old_owner_changes_nothing(desk: Desk, give: Give) -> None:
     give("ldfd01vlq*")
     old = desk.start(ACQ, "file:IN", "file:OUT")

@@ -170,7 +170,10 @@ def test_a_failure_leaves_an_error_and_logs(cloud: Cloud) -> None:
 
 
 @emulated
-@pytest.mark.parametrize("counted", [False, True], ids=["each for itself", "jobs of a campaign"])
+@pytest.mark.parametrize(
+    "counted",
+    [pytest.param(False, id="each for itself", marks=pytest.mark.slow), pytest.param(True, id="jobs of a campaign")],
+)
 def test_three_at_once_one_publishes(cloud: Cloud, counted: bool) -> None:
     campaign = {"CALDP_ATTEMPT": "1"} if counted else {}
     runs = [cloud.start("--json", **campaign, **({"AWS_BATCH_JOB_ID": f"job{n}"} if counted else {})) for n in range(3)]

@@ -19,6 +19,8 @@ from caldp import programs
 from caldp.simulate import Simulation, compare, simulate
 from caldp.simulate.rules import NOT_APPLICABLE, RULES
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 600
 
 

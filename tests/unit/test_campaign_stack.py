@@ -144,7 +144,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("prefix", ["", "/runs", "/a/b"])
+@pytest.mark.parametrize("prefix", ["", pytest.param("/runs", marks=pytest.mark.slow), "/a/b"])
 @pytest.mark.usefixtures("aws")
 def test_what_is_where_batches_go(prefix: str) -> None:
     s3 = boto3.client("s3")
