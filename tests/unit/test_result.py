@@ -164,6 +164,8 @@ def test_a_run_that_is_stopped(bench: Bench, signum: signal.Signals) -> None:
 
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
+        for each in handlers:  # commands that ran in this process before may have left it deaf, as at their end
+            signal.signal(each, signal.SIG_DFL)
         bench.environment.setattr("caldp.calibrate.calibrate", stopped)
         request = Request(NAME, input=f"file:{bench.inputs}", output=f"file:{bench.root / 'out'}")
         outcome = process.process(request, FakeReporter(), process.Interrupts().install())
