@@ -29,7 +29,7 @@ from unittest import mock
 import pytest
 
 from tests.fakes.s3 import S3Server
-from tests.s3 import MINISTACK, s3_environment
+from tests.s3 import installed_ministack, s3_environment
 
 ACCOUNT, REGION = "000000000000", "us-east-1"
 _SERVE = Path(__file__).parent / "fakes" / "aws_batch" / "serve.py"
@@ -485,12 +485,8 @@ def make_batch_place(aws: Aws, name: str = "queue", max_vcpus: int = 256, **queu
 
 @pytest.fixture(scope="session")
 def aws_server() -> Iterator[Aws]:
-    """The stand-in, one for each worker, as the last test left it; with CI set it must be there."""
-    if not MINISTACK.is_file():
-        if os.environ.get("CI"):
-            pytest.fail(f"CI is set, but there is no ministack at {MINISTACK}")
-        pytest.skip(f"no ministack at {MINISTACK}: make test installs it; or set CALDP_TEST_MINISTACK")
-    with Aws(MINISTACK) as aws:
+    """The stand-in, one for each worker, as the last test left it."""
+    with Aws(installed_ministack()) as aws:
         yield aws
 
 

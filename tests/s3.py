@@ -35,6 +35,15 @@ REAL_INPUTS = os.environ.get("CALDP_S3_TEST_INPUTS", "")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
+def installed_ministack() -> Path:
+    """Return where ministack is; without it tests are skipped, but with CI set it must be there."""
+    if not MINISTACK.is_file():
+        if os.environ.get("CI"):
+            pytest.fail(f"CI is set, but there is no ministack at {MINISTACK}")
+        pytest.skip(f"no ministack at {MINISTACK}: make test installs it; or set CALDP_TEST_MINISTACK")
+    return MINISTACK
+
+
 @pytest.fixture(scope="session")
 def moto_endpoint() -> Iterator[str]:
     """The address of a moto, one for each worker."""
@@ -44,12 +53,8 @@ def moto_endpoint() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ministack_endpoint() -> Iterator[str]:
-    """The address of a ministack, one for each worker; with CI set it must be there."""
-    if not MINISTACK.is_file():
-        if os.environ.get("CI"):
-            pytest.fail(f"CI is set, but there is no ministack at {MINISTACK}")
-        pytest.skip(f"no ministack at {MINISTACK}: make test installs it; or set CALDP_TEST_MINISTACK")
-    with start_ministack(MINISTACK) as server:
+    """The address of a ministack, one for each worker."""
+    with start_ministack(installed_ministack()) as server:
         yield server.endpoint
 
 

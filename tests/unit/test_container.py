@@ -38,6 +38,7 @@ from caldp import container, engine, messages
 from caldp.container import CRDS_CACHE, HOME, LABEL, Ask, Ended, Watched
 from caldp.errors import CaldpError, ContainerMemoryError, Interrupted, UsageError
 from caldp.local_store import LocalStore
+from tests.desk import needs_full_device
 from tests.fakes.docker import one_line, typed, user
 from tests.fakes.engine import GROUP, PASSWD, FakeContainer, FakeEngine, Play, serving
 
@@ -967,7 +968,7 @@ def without_reader(fake: FakeEngine, home: Path, stream: str, *command: str) -> 
         return subprocess.run(argv, cwd=home, env=env, stdin=subprocess.DEVNULL, timeout=30, **pipes)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@needs_full_device
 @pytest.mark.parametrize("play", [Play(b"x", b"y", 7), Play(b"x" * 200_000, b"y" * 200_000, 7)], ids=["little", "much"])
 @pytest.mark.parametrize("full", [["stdout"], ["stderr"], ["stdout", "stderr"]], ids="+".join)
 def test_what_it_prints_cannot_be_written(fake: FakeEngine, tmp_path: Path, full: list[str], play: Play) -> None:

@@ -30,6 +30,7 @@ import caldp
 from caldp import engine, image
 from caldp.config import ImageConfig
 from caldp.errors import EngineError, UsageError
+from tests.desk import needs_full_device
 from tests.fakes.docker import NO_PIP, FakeDocker, make_docker, one_line, typed, user
 from tests.fakes.engine import FakeEngine, serving
 
@@ -936,7 +937,7 @@ def test_nobody_reads_what_the_push_says(settings: ImageConfig, fake: FakeEngine
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@needs_full_device
 def test_what_the_push_says_cannot_be_written(settings: ImageConfig, fake: FakeEngine, tmp_path: Path) -> None:
     program = Path(sysconfig.get_path("scripts")) / "caldp-image-push"
     with Path("/dev/full").open("wb") as full:
