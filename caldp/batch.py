@@ -327,7 +327,7 @@ def survey(store: Store, patience: float = Claim.patience, limit: int = LIMIT) -
             kinds[told].append(dataset)
         else:
             found.counts[told] += 1
-    chosen = {kind: _spread(names, limit) for kind, names in kinds.items()}
+    chosen = {kind: spread(names, limit) for kind, names in kinds.items()}
     for kind in ("error", "processing"):
         found.counts[kind] += len(kinds[kind]) - len(chosen[kind])
     for dataset in set(kinds[""]).difference(chosen[""]):
@@ -338,7 +338,7 @@ def survey(store: Store, patience: float = Claim.patience, limit: int = LIMIT) -
             found.unrecorded.append(dataset)
     causes = _Causes()
     look_at = [dataset for names in chosen.values() for dataset in names]
-    for standing in in_threads(lambda name: _look(store, name, shown.get(name, ()), patience), look_at):
+    for standing in in_threads(lambda name: standing_of(store, name, shown.get(name, ()), patience), look_at):
         if standing is not None:
             _enter(found, causes, standing)
     found.causes = causes.sorted()
@@ -386,7 +386,7 @@ def look(store: Store, dataset: str, patience: float = Claim.patience) -> Standi
         If its status record is damaged.
     """
     name = Dataset.parse(dataset).name
-    standing = _look(store, name, tuple(_messages(store, name)), patience)
+    standing = standing_of(store, name, tuple(_messages(store, name)), patience)
     if standing is None:
         raise _unknown(store, name)
     if standing.damage:
@@ -418,7 +418,7 @@ def _list(store: Store) -> tuple[set[str], dict[str, tuple[str, ...]]]:
     return recorded, shown
 
 
-def _look(store: Store, dataset: str, folders: tuple[str, ...], patience: float) -> Standing | None:
+def standing_of(store: Store, dataset: str, folders: tuple[str, ...], patience: float) -> Standing | None:
     """Read a status; None when there is neither one nor a message."""
     try:
         status = _read(store, dataset)
@@ -434,7 +434,7 @@ def _look(store: Store, dataset: str, folders: tuple[str, ...], patience: float)
         if stale:
             again = _read(store, dataset)  # its run may just have ended, after which it let go
             if again is not None and (again.order, again.run) != (status.order, status.run):
-                return _look(store, dataset, folders, patience)
+                return standing_of(store, dataset, folders, patience)
     except OutputError as error:
         return Standing(dataset, "", folders=folders, damage=str(error))
     return Standing(dataset, state, status, folders, stale=stale)
@@ -493,7 +493,7 @@ def _messages(store: Store, dataset: str) -> dict[str, str]:
     return found
 
 
-def _spread(names: Sequence[str], limit: int) -> Sequence[str]:
+def spread(names: Sequence[str], limit: int) -> Sequence[str]:
     """Choose some of many, from everywhere: neighbours have much in common."""
     if not limit or len(names) <= limit:
         return names

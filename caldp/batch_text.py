@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from caldp.batch import FOLDERS, LOST, PROCESSED, Standing, Survey, code_name, history
+from caldp.batch import FOLDERS, LOST, PROCESSED, Cause, Standing, Survey, code_name, history
 from caldp.dataset import Dataset
 from caldp.messages import Status
 from caldp.reporter import human_time, printable
@@ -115,7 +115,7 @@ def survey_text(found: Survey, width: int = 80) -> str:
             *_names_text("Shown in messages/, but without a status record", found.unrecorded, width),
             *_names_text("With a damaged status record", found.damaged, width),
             "",
-            *_wrapped(_verdict(found), width),
+            *wrapped(_verdict(found), width),
         ]
     )
 
@@ -128,25 +128,25 @@ def _table(found: Survey) -> list[str]:
     lines = []
     for what, count in rows:
         remark = remarks.get(what, "")
-        colour = _colour(what) if count else ""
-        line = f"  {what:<10}  {count:>{digits},}  {_share(count, found.datasets):>7}"
-        lines.append(_styled(line, colour) + (_styled(f"  {remark}", "yellow") if remark else ""))
+        colour = state_colour(what) if count else ""
+        line = f"  {what:<10}  {count:>{digits},}  {share_text(count, found.datasets):>7}"
+        lines.append(styled(line, colour) + (styled(f"  {remark}", "yellow") if remark else ""))
     lines.append(f"  {'':<10}  {'-' * digits}")
     lines.append(f"  {'datasets':<10}  {found.datasets:>{digits},}")
     return lines
 
 
-def _colour(what: str) -> str:
+def state_colour(what: str) -> str:
     if what in ("damaged", *LOST):
         return "red"
     return {"processed": "green", "synced": "green", "archived": "green", "processing": "cyan"}.get(what, "")
 
 
-def _styled(text: str, colour: str) -> str:
+def styled(text: str, colour: str) -> str:
     return click.style(text, fg=colour) if colour else text
 
 
-def _share(count: int, of: int) -> str:
+def share_text(count: int, of: int) -> str:
     """Write a share; 100.0 % is all, and 0.0 % does not appear."""
     if not count:
         return ""
@@ -162,13 +162,35 @@ def _causes_text(found: Survey, width: int) -> list[str]:
     lines = ["", f"Errors by cause{seen}"]
     digits = len(f"{found.causes[0].datasets:,}")
     for cause in found.causes[:_LINES]:
-        code = "no exit status" if cause.exit_code is None else f"exit {cause.exit_code} {cause.name}".rstrip()
-        lines.append(_styled(f"  {cause.datasets:>{digits},}  {code}", "red"))
-        indent = " " * (digits + 4)
-        lines += _wrapped(cause.reason or "no reason given", width, indent)
-        more = " ..." if cause.datasets > len(cause.examples) else ""
-        lines += _wrapped(" ".join(cause.examples) + more, width, indent)
-    return [*lines, *_more(found.causes, "causes")]
+        lines += cause_lines(cause, digits, width)
+    return [*lines, *and_more(found.causes, "causes")]
+
+
+def cause_lines(cause: Cause, digits: int, width: int, kind: str = "") -> list[str]:
+    """Lay a failure out that datasets have in common.
+
+    Parameters
+    ----------
+    cause : Cause
+        The failure.
+    digits : int
+        Columns for the number of datasets.
+    width : int
+        Columns of the screen.
+    kind : str, optional
+        What comes before the exit status.
+
+    Returns
+    -------
+    list of str
+    """
+    code = "no exit status" if cause.exit_code is None else f"exit {cause.exit_code} {cause.name}".rstrip()
+    indent, more = " " * (digits + 4), " ..." if cause.datasets > len(cause.examples) else ""
+    return [
+        styled(f"  {cause.datasets:>{digits},}  {kind}{code}", "red"),
+        *wrapped(cause.reason or "no reason given", width, indent),
+        *wrapped(" ".join(cause.examples) + more, width, indent),
+    ]
 
 
 def _stale_text(found: Survey) -> list[str]:
@@ -180,8 +202,8 @@ def _stale_text(found: Survey) -> list[str]:
     for standing in found.stale[:_LINES]:
         by = printable(str(standing.status.by)) if standing.status else ""
         attempt = standing.status.attempt if standing.status else 0
-        lines.append(_styled(f"  {standing.dataset}  attempt {attempt}  {by}  {_silence_text(standing)}", "yellow"))
-    return [*lines, *_more(found.stale, "runs")]
+        lines.append(styled(f"  {standing.dataset}  attempt {attempt}  {by}  {_silence_text(standing)}", "yellow"))
+    return [*lines, *and_more(found.stale, "runs")]
 
 
 def _silence_text(standing: Standing) -> str:
@@ -193,10 +215,15 @@ def _silence_text(standing: Standing) -> str:
 def _names_text(what: str, names: Sequence[str], width: int) -> list[str]:
     if not names:
         return []
-    return ["", f"{what}: {len(names):,}", *_wrapped(" ".join(names[:_LINES]), width, "  "), *_more(names, "datasets")]
+    return [
+        "",
+        f"{what}: {len(names):,}",
+        *wrapped(" ".join(names[:_LINES]), width, "  "),
+        *and_more(names, "datasets"),
+    ]
 
 
-def _more(things: Sequence[object], what: str) -> list[str]:
+def and_more(things: Sequence[object], what: str) -> list[str]:
     return [f"  ... and {len(things) - _LINES:,} more {what} (see --json)"] if len(things) > _LINES else []
 
 
@@ -216,7 +243,7 @@ def _verdict(found: Survey) -> str:
 def standing_text(store: Store, standing: Standing, width: int = 80, *, cut: bool = True) -> str:
     """Lay the standing of one dataset out for people; ``cut`` the lines of its history to the width."""
     status = standing.status or Status(standing.dataset, 0, standing.state)
-    colour = "yellow" if standing.stale else _colour(standing.state)
+    colour = "yellow" if standing.stale else state_colour(standing.state)
     code = f"exit {status.exit_code} {code_name(status.exit_code)}".rstrip() if status.exit_code else ""
     rows = [
         ("state", standing.state + (", stale: the run is dead" if standing.stale else "")),
@@ -225,7 +252,7 @@ def standing_text(store: Store, standing: Standing, width: int = 80, *, cut: boo
         ("run", printable(str(status.run))),
         ("job", printable(str(status.job))),
         ("by", printable(str(status.by))),
-        ("at", f"{_time(status.at)} UTC" if status.at else ""),
+        ("at", f"{time_text(status.at)} UTC" if status.at else ""),
         ("heartbeat", _silence_text(standing) if standing.state == "processing" else ""),
         ("location", _location(store, standing.dataset)),
         ("messages", ", ".join(FOLDERS[state] for state in standing.folders) or "none"),
@@ -236,8 +263,8 @@ def standing_text(store: Store, standing: Standing, width: int = 80, *, cut: boo
         rows = [row for row in rows if row[0] in ("state", "location", "messages")]
     for what, text in rows:
         if text:
-            first, *rest = _wrapped(text, width, " " * 13)
-            lines += [f"  {what:<11}{_styled(first.strip(), colour if what == 'state' else '')}", *rest]
+            first, *rest = wrapped(text, width, " " * 13)
+            lines += [f"  {what:<11}{styled(first.strip(), colour if what == 'state' else '')}", *rest]
     if status.history:
         lines += ["", "History (UTC)", *(f"  {_entry(entry, width - 2 if cut else 0)}" for entry in history(status))]
     return "\n".join(lines)
@@ -248,17 +275,17 @@ def _entry(entry: dict[str, Any], width: int) -> str:
     said = [f"exit {code}" if code else "", str(entry.get("by") or ""), str(entry.get("reason") or "")]
     state = str(entry.get("state"))
     start = f" start {entry['retry']}" if entry.get("retry", 1) != 1 else ""
-    line = f"{_time(entry.get('at'))}  {entry.get('attempt')}{start}  {state:<10}  {'  '.join(filter(None, said))}"
+    line = f"{time_text(entry.get('at'))}  {entry.get('attempt')}{start}  {state:<10}  {'  '.join(filter(None, said))}"
     line = printable(line)
     return f"{line[: width - 3].rstrip()}..." if width and len(line) > width else line
 
 
-def _time(text: object) -> str:
+def time_text(text: object) -> str:
     """Write a time of a status for people, to the second."""
     return re.sub(r"T(\d\d:\d\d:\d\d).*", r" \1", printable(str(text or "")))
 
 
-def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+def wrapped(text: str, width: int, indent: str = "") -> list[str]:
     return textwrap.wrap(
         text,
         max(width, 40),

@@ -441,11 +441,11 @@ def status_command(place: str, dataset: str, as_json: bool, owner_timeout: float
     except (CaldpError, OSError) as error:
         refuse("caldp status", error)
     if isinstance(found, batch.Survey):
-        text = batch_text.survey_json(found) if as_json else batch_text.survey_text(found, _width())
+        text = batch_text.survey_json(found) if as_json else batch_text.survey_text(found, width())
     elif as_json:
         text = batch_text.standing_json(store, found)
     else:
-        text = batch_text.standing_text(store, found, _width(), cut=sys.stdout.isatty())
+        text = batch_text.standing_text(store, found, width(), cut=sys.stdout.isatty())
     click.echo(text)
     sys.exit(found.exit_status)
 
@@ -572,6 +572,6 @@ def archived_command(place: str, names: tuple[str, ...], quiet: bool) -> None:
     sys.exit(code)
 
 
-def _width() -> int:
+def width() -> int:
     """Columns of the terminal; without one, what people expect of one."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80

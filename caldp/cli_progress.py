@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -12,14 +11,10 @@ from pathlib import Path
 
 import click
 
-from caldp.cli import refuse
+from caldp.cli import refuse, width
 from caldp.errors import CaldpError
 from caldp.process import Interrupts
 from caldp.reporter import Output
-
-
-def _width() -> int:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
 
 
 @click.command("status", short_help="How a campaign stands.")
@@ -55,7 +50,7 @@ def status_command(place: str, as_json: bool, limit: int | None) -> None:
         found = progress.survey(control, settings.from_json(control.request()["settings"]), limit=limit)
     except (CaldpError, OSError) as error:
         refuse("caldp campaign status", error)
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else progress_text.progress_text(found, _width()))
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else progress_text.progress_text(found, width()))
     sys.exit(found.exit_status)
 
 

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 from caldp.errors import EXIT_CODES
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.text import Text
 
 #: The stages of a run, in order.
@@ -312,14 +312,11 @@ class RichReporter:
     """
 
     def __init__(self, stream: TextIO, errors: TextIO | None = None) -> None:
-        from rich.console import Console
         from rich.live import Live
 
         self._out = Output(stream)
         self._errors = Output(errors)
-        self._console = Console(
-            file=cast(IO[str], self._out), force_terminal=True, highlight=False, markup=False, emoji=False
-        )
+        self._console = console(self._out)
         marks = "✓✗●·–━─" if (self._console.encoding or "").lower().startswith("utf") else "+x>.-#."
         names = ("done", "failed", "running", "waiting", "unused", "moved", "left")
         self._marks = dict(zip(names, marks, strict=True))
@@ -549,11 +546,22 @@ def open_reporter(*, json: bool, quiet: bool, verbose: bool, stdout: TextIO, std
         return JsonReporter(stdout, errors=stderr)
     if quiet:
         return QuietReporter(stderr)
-    # TERM describes the terminal, not the calibration: it is no part of Config.
-    capable = os.environ.get("TERM", "") not in ("dumb", "unknown", "")
-    if capable and not verbose and Output(stdout).isatty():
+    if not verbose and can_redraw(stdout):
         return RichReporter(stdout, errors=stderr)
     return PlainReporter(stdout, verbose=verbose, errors=stderr)
+
+
+def can_redraw(stream: TextIO) -> bool:
+    """Say whether a stream is a terminal that can move its cursor."""
+    # TERM describes the terminal, not the calibration: it is no part of Config.
+    return os.environ.get("TERM", "") not in ("dumb", "unknown", "") and Output(stream).isatty()
+
+
+def console(out: Output) -> Console:
+    """Return a console on a terminal, which takes text as it is."""
+    from rich.console import Console
+
+    return Console(file=cast(IO[str], out), force_terminal=True, highlight=False, markup=False, emoji=False)
 
 
 def summary_lines(outcome: Outcome) -> list[str]:

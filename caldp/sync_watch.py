@@ -7,11 +7,11 @@ import json
 import threading
 import time
 from dataclasses import asdict, dataclass, field
-from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from caldp import messages
 from caldp.errors import CaldpError
-from caldp.reporter import Output, Pace, human_size, human_time, printable
+from caldp.reporter import Output, Pace, can_redraw, console, human_size, human_time, printable
 
 if TYPE_CHECKING:
     import rich.progress
@@ -335,12 +335,9 @@ class BarWatch(QuietWatch):
 
     def __init__(self, stream: TextIO, errors: TextIO | None) -> None:
         super().__init__(errors)
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._console = Console(
-            file=cast(IO[str], Output(stream)), force_terminal=True, highlight=False, markup=False, emoji=False
-        )
+        self._console = console(Output(stream))
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(24),
@@ -450,9 +447,6 @@ def open_watch(*, json: bool, quiet: bool, stdout: TextIO, stderr: TextIO) -> Wa
         return JsonWatch(stdout, stderr)
     if quiet:
         return QuietWatch(stderr)
-    if Output(stdout).isatty():
-        from rich.console import Console
-
-        if not Console(file=stdout).is_dumb_terminal:
-            return BarWatch(stdout, stderr)
+    if can_redraw(stdout):
+        return BarWatch(stdout, stderr)
     return PlainWatch(stdout, stderr)

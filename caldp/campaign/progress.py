@@ -214,10 +214,10 @@ def look_at(
     chosen: dict[str, None] = {}
     for key, names in strata.items():
         most = LIMITS.get(key, _OF_OTHERS) if limit is None else limit
-        chosen |= dict.fromkeys(names if key == "doubtful" else batch._spread(names, most))
+        chosen |= dict.fromkeys(names if key == "doubtful" else batch.spread(names, most))
 
     def look(name: str) -> Standing:
-        standing = batch._look(control.store, name, stock.folders.get(name, ()), patience)
+        standing = batch.standing_of(control.store, name, stock.folders.get(name, ()), patience)
         return _in_campaign(standing or Standing(name, "placed"), stock.firsts.get(name, 1))
 
     standings = {standing.dataset: standing for standing in in_threads(look, chosen)}
@@ -1008,7 +1008,7 @@ def running(
     names = sorted(store.names(f"messages/{FOLDERS['processing']}"))
 
     def look(name: str) -> Active | None:
-        standing = batch._look(store, name, ("processing",), patience)
+        standing = batch.standing_of(store, name, ("processing",), patience)
         status = standing.status if standing else None
         if standing is None or status is None or status.state != "processing":
             return None
@@ -1027,7 +1027,7 @@ def running(
             standing.stale,
         )
 
-    active = [one for one in in_threads(look, batch._spread(names, limit)) if one is not None]
+    active = [one for one in in_threads(look, batch.spread(names, limit)) if one is not None]
     return sorted(active, key=lambda one: (-one.share, one.dataset)), len(names)
 
 

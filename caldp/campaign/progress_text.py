@@ -66,7 +66,7 @@ def progress_text(found: Progress, width: int = 80) -> str:
             *_failures(found, width),
             *_remarks(found, width),
             "",
-            *batch_text._wrapped(verdict(found), width),
+            *batch_text.wrapped(verdict(found), width),
         ]
     )
 
@@ -80,11 +80,11 @@ def _table(found: Progress) -> list[str]:
     for state in STATES:
         count = found.counts[state]
         cells = "".join(f"  {_cell(by_state.get(state, 0)):>{digits[name]}}" for name, by_state in columns.items())
-        line = f"  {state:<10}{cells}  {count:>{whole},}  {batch_text._share(count, found.planned):>7}".rstrip()
-        lines.append(batch_text._styled(line, batch_text._colour(state) if count else ""))
+        line = f"  {state:<10}{cells}  {count:>{whole},}  {batch_text.share_text(count, found.planned):>7}".rstrip()
+        lines.append(batch_text.styled(line, batch_text.state_colour(state) if count else ""))
     if found.damaged:
         gap = sum(2 + n for n in digits.values())
-        lines.append(batch_text._styled(f"  {'damaged':<10}{'':{gap}}  {len(found.damaged):>{whole},}", "red"))
+        lines.append(batch_text.styled(f"  {'damaged':<10}{'':{gap}}  {len(found.damaged):>{whole},}", "red"))
     rule = "".join(f"  {'-' * digits[name]}" for name in columns)
     sums = "".join(f"  {sum(by_state.values()):>{digits[name]},}" for name, by_state in columns.items())
     return [*lines, f"  {'':<10}{rule}  {'-' * whole}", f"  {'':<10}{sums}  {found.planned:>{whole},}"]
@@ -97,8 +97,8 @@ def _cell(count: int) -> str:
 def _pace(found: Progress) -> list[str]:
     lines = []
     if found.begun:
-        until = f", ended {batch_text._time(found.ended)}" if found.ended else ""
-        lines.append(f"Begun {batch_text._time(found.begun)} UTC{until}")
+        until = f", ended {batch_text.time_text(found.ended)}" if found.ended else ""
+        lines.append(f"Begun {batch_text.time_text(found.begun)} UTC{until}")
     if found.rate is not None:
         lately = ""
         if found.rate_lately is not None:
@@ -141,15 +141,8 @@ def _failures(found: Progress, width: int) -> list[str]:
     lines.append("")
     digits = len(f"{found.failures[0].what.datasets:,}")
     for failure in found.failures[:_LINES]:
-        what = failure.what
-        code = "no exit status" if what.exit_code is None else f"exit {what.exit_code} {what.name}".rstrip()
-        line = f"  {what.datasets:>{digits},}  {failure.cause or 'not judged yet'}: {code}"
-        lines.append(batch_text._styled(line, "red"))
-        indent = " " * (digits + 4)
-        lines += batch_text._wrapped(what.reason or "no reason given", width, indent)
-        more = " ..." if what.datasets > len(what.examples) else ""
-        lines += batch_text._wrapped(" ".join(what.examples) + more, width, indent)
-    return [*lines, *batch_text._more(found.failures, "causes")]
+        lines += batch_text.cause_lines(failure.what, digits, width, f"{failure.cause or 'not judged yet'}: ")
+    return [*lines, *batch_text.and_more(found.failures, "causes")]
 
 
 def _remarks(found: Progress, width: int) -> list[str]:
@@ -169,7 +162,7 @@ def _remarks(found: Progress, width: int) -> list[str]:
         remarks.append(f"{found.skipped:,} had been processed before, and are left as they are")
     if found.others:
         remarks.append(f"{found.others:,} more datasets in this batch are not the campaign's")
-    lines = [line for remark in remarks for line in batch_text._wrapped(remark, width)]
+    lines = [line for remark in remarks for line in batch_text.wrapped(remark, width)]
     return ["", *lines] if lines else []
 
 
@@ -213,6 +206,6 @@ def running_text(active: Sequence[Active], total: int, *, rows: int = _LINES) ->
         line = "  ".join([*cells, row[-1]]).rstrip()
         share = active[number - 1].share if number else 0.0
         stale = bool(number) and active[number - 1].stale
-        lines.append(batch_text._styled(line, "yellow" if stale else "red" if share >= 0.9 else ""))
+        lines.append(batch_text.styled(line, "yellow" if stale else "red" if share >= 0.9 else ""))
     hidden = total - min(len(active), rows)
     return "\n".join([*lines, *([f"... and {hidden:,} more"] if hidden > 0 else [])])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 from caldp import messages
 from caldp.campaign.failures import Verdict
 from caldp.campaign.local import Outlook, Running, Summary, Watch
 from caldp.campaign.shards import Line
 from caldp.messages import STATES, Status
-from caldp.reporter import Output, Pace, human_size, human_time, printable
+from caldp.reporter import Output, Pace, can_redraw, console, human_size, human_time, printable
 
 if TYPE_CHECKING:
     import rich.live
@@ -197,12 +197,9 @@ class TableWatch(QuietWatch):
 
     def __init__(self, stream: TextIO, errors: TextIO | None) -> None:
         super().__init__(errors)
-        from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(
-            file=cast(IO[str], Output(stream)), force_terminal=True, highlight=False, markup=False, emoji=False
-        )
+        self._console = console(Output(stream))
         self._live: rich.live.Live = Live(
             console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
@@ -301,9 +298,6 @@ def open_watch(*, json: bool, quiet: bool, stdout: TextIO, stderr: TextIO) -> Wa
         return JsonWatch(stdout, stderr)
     if quiet:
         return QuietWatch(stderr)
-    if Output(stdout).isatty():
-        from rich.console import Console
-
-        if not Console(file=stdout).is_dumb_terminal:
-            return TableWatch(stdout, stderr)
+    if can_redraw(stdout):
+        return TableWatch(stdout, stderr)
     return PlainWatch(stdout, stderr)

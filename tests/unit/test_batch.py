@@ -264,7 +264,7 @@ def test_strange_fields_in_a_repair(memory: Clocked, status: dict[str, Any] | No
 
 @pytest.mark.parametrize(("count", "limit"), [(0, 3), (2, 3), (3, 3), (10, 3), (10, 0), (1000, 7)])
 def test_a_sample_is_spread_over_the_names(count: int, limit: int) -> None:
-    chosen = batch._spread(names(count), limit)
+    chosen = batch.spread(names(count), limit)
     assert len(chosen) == (min(count, limit) if limit else count)
     assert list(chosen) == sorted(set(chosen))
     if limit and count > 2 * limit:
@@ -492,7 +492,7 @@ def test_the_table_is_readable_at_80_columns() -> None:
     [(0, 10, ""), (10, 10, "100.0 %"), (9999, 10000, "99.9 %"), (1, 10000, "<0.1 %"), (1, 3, "33.3 %")],
 )  # fmt: skip
 def test_a_share_is_not_rounded_up(count: int, of: int, expected: str) -> None:
-    assert batch_text._share(count, of) == expected
+    assert batch_text.share_text(count, of) == expected
 
 
 def test_a_batch_that_is_done_says_so(memory: Clocked) -> None:
