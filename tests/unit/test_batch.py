@@ -576,7 +576,8 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_silent() -> None:
 
     def interrupt() -> None:
         asked.wait(30)
-        signal.raise_signal(signal.SIGINT)
+        # As a terminal does: to the thread that waits. One that this thread sent to itself would not wake it.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     begun = time.monotonic()
     threading.Thread(target=interrupt, daemon=True).start()
