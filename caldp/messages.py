@@ -189,7 +189,7 @@ def status_key(dataset: str) -> str:
 
 def read(store: Store, dataset: str) -> Status | None:
     """Read the status of a dataset, or None when it has none."""
-    return _read(store, dataset)[0]
+    return read_tagged(store, dataset)[0]
 
 
 def begin(store: Store, dataset: str, run: str, published: int = 0, claim: Claim | None = None) -> Status:
@@ -221,7 +221,7 @@ def begin(store: Store, dataset: str, run: str, published: int = 0, claim: Claim
         If the attempt that the submitter has counted is another job's, or over.
     """
     claim = claim or Claim()
-    seen = _read(store, dataset)
+    seen = read_tagged(store, dataset)
     last = seen[0]
     beat = "" if store.exclusive else _iso(store.clock())
     if claim.attempt:
@@ -282,7 +282,7 @@ def beat(store: Store, mine: Status) -> bool:
         False if the dataset is no longer this run's.
     """
     while True:
-        current, etag = _read(store, mine.dataset)
+        current, etag = read_tagged(store, mine.dataset)
         if current is None or not _is_mine(current, mine) or current.state != "processing":
             return False
         with contextlib.suppress(ConflictError):
@@ -313,7 +313,7 @@ def advance(store: Store, status: Status, seen: tuple[Status | None, str] | None
     status = replace(status, at=status.at or now(), by=status.by or f"{os.uname().nodename}:{os.getpid()}")
     tried = False
     while True:
-        current, etag = seen or _read(store, status.dataset)
+        current, etag = seen or read_tagged(store, status.dataset)
         seen = None
         if tried and current is not None and current.order == status.order and _is_mine(current, status):
             project(store, current)
@@ -326,8 +326,7 @@ def advance(store: Store, status: Status, seen: tuple[Status | None, str] | None
         status = status.following(current)
         if status.state == "archived" and current is not None and current.attempt == status.attempt:
             status = replace(status, message=status.message or said)
-        left_out = ("history", "dataset", "rank", "message", "beat")
-        entry = {k: v for k, v in status.to_json().items() if k not in left_out and (v or k not in _CAMPAIGN)}
+        entry = _entry(status)
         # A new attempt takes messages away; what they say must not be lost.
         bodies = {STATES[current.state][1]: said} if current and said not in ("", status.message) else {}
         if bodies := {**bodies, **{folder: body for folder, body in _handed_on(store, status).items() if body}}:
@@ -341,6 +340,42 @@ def advance(store: Store, status: Status, seen: tuple[Status | None, str] | None
             continue
         project(store, written)
         return written, True
+
+
+def _entry(status: Status) -> dict[str, Any]:
+    """Return what the history keeps of a status."""
+    left_out = ("history", "dataset", "rank", "message", "beat")
+    return {k: v for k, v in status.to_json().items() if k not in left_out and (v or k not in _CAMPAIGN)}
+
+
+def note(store: Store, status: Status, news: Status, etag: str) -> Status:
+    """Write a status that stays where it is in the order, with news in its history.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+    status : Status
+        How the dataset stands.
+    news : Status
+        What is noted.
+    etag : str
+        Tag of the status that is there.
+
+    Returns
+    -------
+    Status
+        As written.
+
+    Raises
+    ------
+    ConflictError
+        If the dataset has moved on.
+    """
+    at = now()
+    written = replace(status, at=status.at or at, history=(*status.history, {**_entry(news), "at": at})[-HISTORY:])
+    store.put(status_key(status.dataset), _body(written), Update(etag))
+    return written
 
 
 def amend(store: Store, status: Status) -> bool:
@@ -360,7 +395,7 @@ def amend(store: Store, status: Status) -> bool:
     """
     found = {name: getattr(status, name) for name in _CAMPAIGN}
     while True:
-        current, etag = _read(store, status.dataset)
+        current, etag = read_tagged(store, status.dataset)
         if current is None or current.order != status.order:
             return False
         amended = replace(current, **found)
@@ -444,7 +479,8 @@ def taken_over(mine: Status) -> BusyError:
     )
 
 
-def _read(store: Store, dataset: str) -> tuple[Status | None, str]:
+def read_tagged(store: Store, dataset: str) -> tuple[Status | None, str]:
+    """Read the status of a dataset with the tag of its record, or None; OutputError when it is damaged."""
     blob = store.get(status_key(dataset))
     if blob is None:
         return None, ""
@@ -473,7 +509,7 @@ def mirror(store: Store, status: Status) -> bool:
         False when the status that is there is a later one: nothing was changed.
     """
     while True:
-        current, etag = _read(store, status.dataset)
+        current, etag = read_tagged(store, status.dataset)
         if current is not None and current.order > status.order:
             return False
         if current != status:

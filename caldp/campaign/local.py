@@ -402,13 +402,7 @@ class Runner:
 
     def _hand_over(self, line: Line) -> bool:
         """Say in the status that the dataset is on its way; False if an operator was faster."""
-        status = Status(
-            line.dataset, line.attempt, "submitted", shard="local", rung=line.rung, time_limit=line.time_limit
-        )
-        last = messages.read(self._store, line.dataset)
-        if last is not None and last.attempt == line.attempt:
-            status = replace(status, cause=last.cause, spent=last.spent, fingerprint=last.fingerprint)
-        stored, _ = messages.advance(self._store, status)
+        stored = transitions.hand_over(self._store, line, "local")
         if stored.attempt == line.attempt and STATES[stored.state][0] < STATES["error"][0]:
             return True
         if stored.rung and stored.state == "placed" and stored.attempt > line.attempt:

@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from caldp import messages
 from caldp.batch import in_threads
+from caldp.campaign import transitions
 from caldp.campaign.control import Control, claim_key, manifest_key
 from caldp.campaign.deployment import Deployment
 from caldp.campaign.jobs import Ask, Jobs, job_name
@@ -24,7 +25,7 @@ from caldp.campaign.lists import Options
 from caldp.campaign.settings import Settings
 from caldp.campaign.shards import Line, jsonl, rescue_shards
 from caldp.errors import OutputError, UsageError
-from caldp.messages import STATES, Status
+from caldp.messages import STATES
 from caldp.store import ConflictError, Create, Store, Update
 
 #: Seconds after which a job that cannot be found by its name was never submitted.
@@ -149,13 +150,7 @@ class Submitter:
         return [line for line, is_mine in zip(lines, taken, strict=True) if is_mine]
 
     def _is_taken(self, shard: str, line: Line) -> bool:
-        status = Status(
-            line.dataset, line.attempt, "submitted", shard=shard, rung=line.rung, time_limit=line.time_limit
-        )
-        last = messages.read(self._store, line.dataset)
-        if last is not None and last.attempt == line.attempt:
-            status = replace(status, cause=last.cause, spent=last.spent, fingerprint=last.fingerprint)
-        stored, _ = messages.advance(self._store, status)
+        stored = transitions.hand_over(self._store, line, shard)
         # Not later: a job of it was seen already, so that the shard was submitted, although nobody wrote that down.
         return (stored.attempt, stored.shard, stored.state) == (line.attempt, shard, "submitted")
 

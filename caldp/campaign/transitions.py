@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -13,9 +12,10 @@ from typing import Any, cast
 from caldp import causes, messages
 from caldp.campaign.failures import Ended, Evidence, Verdict, classify
 from caldp.campaign.settings import Settings
+from caldp.campaign.shards import Line
 from caldp.errors import BusyError
 from caldp.messages import Status
-from caldp.store import ConflictError, PutMode, Store, Update
+from caldp.store import ConflictError, PutMode, Store
 
 #: Class of a failure -> what its retries are charged to.
 BUDGETS = {"transient": "transient", "host": "transient", "oom": "oom", "timeout": "timeout", "unknown": "unknown"}
@@ -30,9 +30,6 @@ _LONGEST = 1000
 
 #: What AWS Batch says of every container that ends: it explains nothing.
 _NO_REASON = "Essential container in task exited"
-
-#: Fields of a status that its history does not repeat; see ``messages.advance``.
-_NOT_IN_HISTORY = ("history", "dataset", "rank", "message", "beat")
 
 
 @dataclass(frozen=True)
@@ -320,18 +317,17 @@ def _apply(store: Store, move: Move) -> tuple[Status | None, bool]:
     """Do it, and say whether it is done, or must be thought over because the dataset has moved on."""
     if move.status is None:
         return None, True
-    blob = store.get(messages.status_key(move.status.dataset))
-    current, etag = (Status.from_json(json.loads(blob.data)), blob.etag) if blob else (None, "")
+    current, etag = messages.read_tagged(store, move.status.dataset)
     if _silent(current) != _silent(move.seen):
         return current, False
     try:
         if current is not None and move.history_only:
-            return _enter(store, current, move.status, etag), True
+            return messages.note(store, current, move.status, etag), True
         stored, written = messages.advance(cast(Store, _AsSeen(store)), move.status, (current, etag))
         if written or stored.by == move.status.by or stored.order != move.status.order:
             return stored, True
         # The run has said itself how it ended; now it is known why, and that it is the end.
-        return _enter(store, replace(move.status, history=stored.history), move.status, etag), True
+        return messages.note(store, replace(move.status, history=stored.history), move.status, etag), True
     except (_MovedOnError, ConflictError):
         return messages.read(store, move.status.dataset), False
 
@@ -340,12 +336,28 @@ def _silent(status: Status | None) -> Status | None:
     return replace(status, beat="") if status is not None else None
 
 
-def _enter(store: Store, status: Status, news: Status, etag: str) -> Status:
-    """Write a status whose place does not change, with news in its history."""
-    at = messages.now()
-    entry = {k: v for k, v in news.to_json().items() if k not in _NOT_IN_HISTORY}
-    history = (*status.history, {**entry, "at": at})[-messages.HISTORY :]
-    written = replace(status, at=status.at or at, history=history)
-    body = json.dumps(written.to_json(), indent=1).encode() + b"\n"
-    store.put(messages.status_key(status.dataset), body, Update(etag))
-    return written
+# ---- beginning
+
+
+def hand_over(store: Store, line: Line, shard: str) -> Status:
+    """Say in the status of a dataset that its attempt is on its way.
+
+    Parameters
+    ----------
+    store : Store
+        The batch.
+    line : Line
+        The attempt.
+    shard : str
+        What it is submitted with.
+
+    Returns
+    -------
+    Status
+        How the dataset stands now: what it was, if it is further, or an operator was faster.
+    """
+    status = Status(line.dataset, line.attempt, "submitted", shard=shard, rung=line.rung, time_limit=line.time_limit)
+    last = messages.read(store, line.dataset)
+    if last is not None and last.attempt == line.attempt:
+        status = replace(status, cause=last.cause, spent=last.spent, fingerprint=last.fingerprint)
+    return messages.advance(store, status)[0]
