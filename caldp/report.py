@@ -164,11 +164,11 @@ def _csp_hash(script: str) -> str:
 
 def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what the template shows, as text and numbers ready to be written."""
-    products = _entries(manifest, "products")
-    instrument = _text(manifest.get("instrument"))
+    products = entries_of(manifest, "products")
+    instrument = as_text(manifest.get("instrument"))
     notes: list[str] = []
     spectrum = _best_spectrum(directory, [p["name"] for p in products], notes)
-    pictures = _pictures(directory, _entries(manifest, "previews"))
+    pictures = _pictures(directory, entries_of(manifest, "previews"))
     hero = None
     if spectrum is None:
         hero = min((p for p in pictures if p.uri), key=_picture_rank, default=None)
@@ -178,22 +178,22 @@ def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str,
         best = _header(directory / hero.product)
     started, finished = _when(manifest.get("started")), _when(manifest.get("finished"))
     total = _mapping(metrics.get("total"))
-    seconds = (finished - started).total_seconds() if started and finished else _number(total.get("wall_s"))
+    seconds = (finished - started).total_seconds() if started and finished else as_number(total.get("wall_s"))
     stages, programs = _stages(metrics, manifest)
-    references = _entries(manifest, "references")
-    previews = _entries(manifest, "previews")
+    references = entries_of(manifest, "references")
+    previews = entries_of(manifest, "previews")
     combined = spectrum is not None and not spectrum.product.endswith("_x1d.fits")
     facts = _facts(best or (headers[0] if headers else {}), headers, instrument, combined=combined)
     config = _mapping(manifest.get("config"))
     return {
-        "dataset": _text(manifest.get("dataset")) or directory.name,
+        "dataset": as_text(manifest.get("dataset")) or directory.name,
         "instrument": instrument.upper(),
-        "kind": _text(manifest.get("kind")),
-        "state": _text(manifest.get("state")) or "unknown",
-        "attempt": _text(manifest.get("attempt")),
-        "run": _text(manifest.get("run")),
-        "reason": _text(manifest.get("reason")),
-        "context": _text(manifest.get("context")),
+        "kind": as_text(manifest.get("kind")),
+        "state": as_text(manifest.get("state")) or "unknown",
+        "attempt": as_text(manifest.get("attempt")),
+        "run": as_text(manifest.get("run")),
+        "reason": as_text(manifest.get("reason")),
+        "context": as_text(manifest.get("context")),
         "started": _utc(started),
         "finished": _utc(finished),
         "duration": human_time(max(seconds, 0)) if seconds is not None else "",
@@ -212,13 +212,13 @@ def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str,
         "products": [_file_row(p, "sha256") | _fate(directory, p) for p in products],
         "products_size": _sum(products),
         "previews": [_file_row(p, "sha256") for p in previews],
-        "inputs": [_file_row(i, "sha256") for i in _entries(manifest, "inputs")],
-        "inputs_size": _sum(_entries(manifest, "inputs")),
-        "input": _text(manifest.get("input")),
-        "output": _text(manifest.get("output")),
-        "versions": _pairs(manifest.get("versions")),
-        "config": _pairs(config),
-        "warnings": [_text(w) for w in _sequence(manifest.get("warnings"))],
+        "inputs": [_file_row(i, "sha256") for i in entries_of(manifest, "inputs")],
+        "inputs_size": _sum(entries_of(manifest, "inputs")),
+        "input": as_text(manifest.get("input")),
+        "output": as_text(manifest.get("output")),
+        "versions": as_pairs(manifest.get("versions")),
+        "config": as_pairs(config),
+        "warnings": [as_text(w) for w in as_sequence(manifest.get("warnings"))],
         "log": _log(directory / "logs"),
         "command": _command(manifest, config, references),
     }
@@ -227,11 +227,11 @@ def _content(directory: Path, manifest: Mapping[str, Any], metrics: Mapping[str,
 # ---- what the manifest and the metrics say ------------------------------------------------------------
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
     return "" if value is None else printable(str(value))
 
 
-def _number(value: object) -> float | None:
+def as_number(value: object) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     with contextlib.suppress(OverflowError):
@@ -243,38 +243,38 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _sequence(value: object) -> Sequence[Any]:
+def as_sequence(value: object) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else ()
 
 
-def _entries(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+def entries_of(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     """Return the files listed under ``key``, each with at least a name."""
-    rows = [dict(entry) for entry in _sequence(record.get(key)) if isinstance(entry, Mapping)]
-    return [{**row, "name": _text(row.get("name"))} for row in rows]
+    rows = [dict(entry) for entry in as_sequence(record.get(key)) if isinstance(entry, Mapping)]
+    return [{**row, "name": as_text(row.get("name"))} for row in rows]
 
 
 def _size(value: object) -> str:
-    number = _number(value)
+    number = as_number(value)
     return human_size(number) if number is not None and number > 0 else ""
 
 
 def _seconds(value: object) -> str:
-    number = _number(value)
+    number = as_number(value)
     return human_time(max(number, 0)) if number is not None else ""
 
 
 def _sum(entries: Iterable[Mapping[str, Any]]) -> str:
-    return _size(sum(_number(entry.get("size")) or 0 for entry in entries))
+    return _size(sum(as_number(entry.get("size")) or 0 for entry in entries))
 
 
-def _pairs(value: object) -> list[tuple[str, str]]:
+def as_pairs(value: object) -> list[tuple[str, str]]:
     """Flatten a mapping into names and texts, without what is empty."""
     rows: list[tuple[str, str]] = []
     for key, item in _mapping(value).items():
         if isinstance(item, Mapping):
-            rows += [(f"{_text(key)} {name}", text) for name, text in _pairs(item)]
+            rows += [(f"{as_text(key)} {name}", text) for name, text in as_pairs(item)]
         elif item not in (None, "", [], ()):
-            rows.append((_text(key), {"True": "yes", "False": "no"}.get(str(item), _text(item))))
+            rows.append((as_text(key), {"True": "yes", "False": "no"}.get(str(item), as_text(item))))
     return rows
 
 
@@ -291,11 +291,11 @@ def _utc(time: datetime | None) -> str:
 
 
 def _file_row(entry: Mapping[str, Any], checksum: str) -> dict[str, str]:
-    size, digest = _number(entry.get("size")), _text(entry.get(checksum))
+    size, digest = as_number(entry.get("size")), as_text(entry.get(checksum))
     return {
-        "name": _text(entry.get("name")),
-        "type": _text(entry.get("type") or entry.get("kind")),
-        "product": _text(entry.get("product")),
+        "name": as_text(entry.get("name")),
+        "type": as_text(entry.get("type") or entry.get("kind")),
+        "product": as_text(entry.get("product")),
         "size": human_size(size) if size is not None else "",
         "bytes": f"{size:,.0f} bytes" if size is not None else "",
         "digest": digest,
@@ -313,7 +313,7 @@ def _fate(directory: Path, product: Mapping[str, Any]) -> dict[str, str]:
     if suffix != base and what and suffix not in _SUFFIXES:
         detail = suffix[len(base) :].strip("_")
         what += f", FP-POS {detail}" if base == "x1dsum" else f", segment {detail.upper()}"
-    path = _inside(directory, product["name"])
+    path = path_inside(directory, product["name"])
     there = False
     with contextlib.suppress(OSError):  # a name longer than names can be
         there = path is not None and path.is_file()
@@ -332,7 +332,7 @@ def _text_suffix(stem: str) -> str:
     return next((suffix for suffix in ("cal_env", "manifest") if stem.endswith(f"_{suffix}")), "")
 
 
-def _inside(directory: Path, name: str) -> Path | None:
+def path_inside(directory: Path, name: str) -> Path | None:
     """Return the path of a listed file, or None if the name leads out of the directory."""
     parts = PurePosixPath(name)
     if not name or parts.is_absolute() or ".." in parts.parts or "\0" in name:
@@ -354,39 +354,39 @@ def _stages(
     metrics: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Lay the stages out in time; programs that no stage claims are returned beside."""
-    stages = [s for s in _sequence(metrics.get("stages")) if isinstance(s, Mapping)]
-    total = sum(max(_number(s.get("wall_s")) or 0.0, 0.0) for s in stages) or 1.0
-    most = max((_number(s.get("peak_memory_bytes")) or 0 for s in stages), default=0) or 1.0
+    stages = [s for s in as_sequence(metrics.get("stages")) if isinstance(s, Mapping)]
+    total = sum(max(as_number(s.get("wall_s")) or 0.0, 0.0) for s in stages) or 1.0
+    most = max((as_number(s.get("peak_memory_bytes")) or 0 for s in stages), default=0) or 1.0
     rows: list[dict[str, Any]] = []
     begun, claimed = 0.0, False
     for stage in stages:
-        wall = max(_number(stage.get("wall_s")) or 0.0, 0.0)
-        programs = [_program(p) for p in _sequence(stage.get("programs")) if isinstance(p, Mapping)]
+        wall = max(as_number(stage.get("wall_s")) or 0.0, 0.0)
+        programs = [_program(p) for p in as_sequence(stage.get("programs")) if isinstance(p, Mapping)]
         claimed = claimed or bool(programs)
         rows.append(
             _cost(stage)
             | {
-                "name": _text(stage.get("name")),
+                "name": as_text(stage.get("name")),
                 "left": f"{100 * begun / total:.2f}",
                 "width": f"{100 * wall / total:.2f}",
-                "share": f"{100 * (_number(stage.get('peak_memory_bytes')) or 0) / most:.1f}",
+                "share": f"{100 * (as_number(stage.get('peak_memory_bytes')) or 0) / most:.1f}",
                 "programs": programs,
             }
         )
         begun += wall
-    listed = () if claimed else _sequence(manifest.get("programs"))
+    listed = () if claimed else as_sequence(manifest.get("programs"))
     return rows, [_program(p) for p in listed if isinstance(p, Mapping)]
 
 
 def _program(entry: Mapping[str, Any]) -> dict[str, Any]:
-    argv = [_text(word) for word in _sequence(entry.get("argv"))]
-    status, signal = entry.get("exit_status"), _text(entry.get("signal"))
-    outcome = f"exit status {_text(status)}" if status is not None else ""
+    argv = [as_text(word) for word in as_sequence(entry.get("argv"))]
+    status, signal = entry.get("exit_status"), as_text(entry.get("signal"))
+    outcome = f"exit status {as_text(status)}" if status is not None else ""
     outcome = f"killed by {signal}" if signal else outcome
     # The directories of programs and arguments are those of a workspace that is gone: names say it all.
-    command = shlex.join([PurePosixPath(argv[0]).name, *argv[1:]]) if argv else _text(entry.get("program"))
+    command = shlex.join([PurePosixPath(argv[0]).name, *argv[1:]]) if argv else as_text(entry.get("program"))
     return _cost(entry) | {
-        "name": _text(entry.get("program")),
+        "name": as_text(entry.get("program")),
         "command": command,
         "outcome": outcome,
         "failed": bool(signal) or status not in (0, None),
@@ -395,18 +395,18 @@ def _program(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _command(manifest: Mapping[str, Any], config: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> str:
     """Return the command that calibrates the dataset again in the same way."""
-    argv = ["caldp-process", _text(manifest.get("dataset")) or "DATASET"]
-    argv += [_text(manifest.get("input")) or "file:.", _text(manifest.get("output")) or "file:."]
-    name = _text(config.get("name"))
-    argv += [_text(config.get("script") or name) if "/" in name else name] if name else []
-    argv += ["--context", _text(manifest.get("context"))] if manifest.get("context") else []
+    argv = ["caldp-process", as_text(manifest.get("dataset")) or "DATASET"]
+    argv += [as_text(manifest.get("input")) or "file:.", as_text(manifest.get("output")) or "file:."]
+    name = as_text(config.get("name"))
+    argv += [as_text(config.get("script") or name) if "/" in name else name] if name else []
+    argv += ["--context", as_text(manifest.get("context"))] if manifest.get("context") else []
     for row in references:
         if row.get("override"):
-            kind = _text(row.get("type"))
+            kind = as_text(row.get("type"))
             path = _mapping(config.get("overrides")).get(kind) or row["name"]
-            argv += ["--override", f"{kind}={_text(path)}"]
+            argv += ["--override", f"{kind}={as_text(path)}"]
     variables = {"CRDS_PATH": config.get("crds_path"), **_mapping(config.get("exported"))}
-    exported = [f"{name}={shlex.quote(_text(value))}" for name, value in variables.items() if value]
+    exported = [f"{name}={shlex.quote(as_text(value))}" for name, value in variables.items() if value]
     return " ".join([*exported, shlex.join(argv)])
 
 
@@ -507,7 +507,7 @@ def _roles(path: Path) -> dict[str, str]:
 
     with contextlib.suppress(Exception), fits.open(path, memmap=False) as hdus:
         return {
-            str(row["MEMNAME"]).strip().lower(): _text(str(row["MEMTYPE"]).strip())
+            str(row["MEMNAME"]).strip().lower(): as_text(str(row["MEMTYPE"]).strip())
             for row in hdus[1].data
             if not str(row["MEMTYPE"]).startswith("PROD")
         }
@@ -515,21 +515,21 @@ def _roles(path: Path) -> dict[str, str]:
 
 
 def _row(header: Mapping[str, Any]) -> list[str]:
-    start = " ".join(_text(header[key])[:19] for key in ("DATE-OBS", "TIME-OBS") if key in header)
-    filters = [_text(header.get(key)) for key in ("FILTER", "FILTER1", "FILTER2")]
-    cenwave = _number(header.get("CENWAVE"))
-    segment = "" if header.get("DETECTOR") != "FUV" else _text(header.get("SEGMENT"))
+    start = " ".join(as_text(header[key])[:19] for key in ("DATE-OBS", "TIME-OBS") if key in header)
+    filters = [as_text(header.get(key)) for key in ("FILTER", "FILTER1", "FILTER2")]
+    cenwave = as_number(header.get("CENWAVE"))
+    segment = "" if header.get("DETECTOR") != "FUV" else as_text(header.get("SEGMENT"))
     return [
-        _text(header.get("EXPTYPE") or header.get("IMAGETYP")),
+        as_text(header.get("EXPTYPE") or header.get("IMAGETYP")),
         start,
         _decimal(header.get("EXPTIME")),
-        _text(header.get("DETECTOR")),
+        as_text(header.get("DETECTOR")),
         segment,
-        _text(header.get("OPT_ELEM")),
+        as_text(header.get("OPT_ELEM")),
         " + ".join(dict.fromkeys(f for f in filters if f and not f.startswith("CLEAR"))),
         f"{cenwave:.0f}" if cenwave else "",
-        _text(header.get("APERTURE")),
-        _text(header.get("FPPOS")),
+        as_text(header.get("APERTURE")),
+        as_text(header.get("FPPOS")),
     ]
 
 
@@ -537,25 +537,25 @@ def _facts(
     header: Mapping[str, Any], exposures: Sequence[Mapping[str, Any]], instrument: str, *, combined: bool
 ) -> dict[str, str]:
     """Say what was observed, when, for how long, by whom; the time of all exposures if none combines them."""
-    ra, dec = _number(header.get("RA_TARG")), _number(header.get("DEC_TARG"))
+    ra, dec = as_number(header.get("RA_TARG")), as_number(header.get("DEC_TARG"))
     science = [h for h in exposures if not str(h.get("EXPTYPE")).startswith("ACQ")]
-    times = [_number(h.get("EXPTIME")) or 0.0 for h in science]
-    exposure = _number(header.get("EXPTIME")) or 0.0
+    times = [as_number(h.get("EXPTIME")) or 0.0 for h in science]
+    exposure = as_number(header.get("EXPTIME")) or 0.0
     exposure = exposure if combined else max(exposure, sum(times))
-    dates = sorted({_text(h["DATE-OBS"])[:10] for h in exposures if "DATE-OBS" in h})
-    names = [_text(header.get("INSTRUME")) or instrument.upper(), _text(header.get("DETECTOR"))]
-    cenwave = _number(header.get("CENWAVE"))
+    dates = sorted({as_text(h["DATE-OBS"])[:10] for h in exposures if "DATE-OBS" in h})
+    names = [as_text(header.get("INSTRUME")) or instrument.upper(), as_text(header.get("DETECTOR"))]
+    cenwave = as_number(header.get("CENWAVE"))
     filters = _row(header)[6] if header else ""
-    optics = [_text(header.get("OPT_ELEM")) or filters, f"{cenwave:.0f} Å" if cenwave else ""]
-    investigator = " ".join(_text(header.get(key)) for key in ("PR_INV_F", "PR_INV_L") if header.get(key))
-    programme = _text(header.get("PROPOSID"))
+    optics = [as_text(header.get("OPT_ELEM")) or filters, f"{cenwave:.0f} Å" if cenwave else ""]
+    investigator = " ".join(as_text(header.get(key)) for key in ("PR_INV_F", "PR_INV_L") if header.get(key))
+    programme = as_text(header.get("PROPOSID"))
     facts = {
-        "target": _text(header.get("TARGNAME")),
+        "target": as_text(header.get("TARGNAME")),
         "position": _position(ra, dec) if ra is not None and dec is not None else "",
         "degrees": f"{ra:.6f}°, {dec:+.6f}°" if ra is not None and dec is not None else "",
         "instrument": "/".join(n for n in names if n),
         "optics": " ".join(o for o in optics if o),
-        "aperture": _text(header.get("APERTURE")),
+        "aperture": as_text(header.get("APERTURE")),
         "exposure": f"{_decimal(exposure)} s" if exposure else "",
         "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
         "programme": f"{programme} ({investigator})" if programme and investigator else programme,
@@ -567,8 +567,8 @@ def _facts(
 
 def _decimal(value: object) -> str:
     """Write a number with thousands separated and no more than three decimals."""
-    number = _number(value)
-    return _text(value) if number is None else f"{number:,.3f}".rstrip("0").rstrip(".")
+    number = as_number(value)
+    return as_text(value) if number is None else f"{number:,.3f}".rstrip("0").rstrip(".")
 
 
 def _position(ra: float, dec: float) -> str:
@@ -609,7 +609,7 @@ class Picture:
 
 
 def _stem(entry: Mapping[str, Any]) -> str:
-    return _text(entry.get("name")).rpartition(".")[0]
+    return as_text(entry.get("name")).rpartition(".")[0]
 
 
 def _thumbnail_of(entry: Mapping[str, Any]) -> str:
@@ -634,7 +634,7 @@ def _pictures(directory: Path, entries: Sequence[Mapping[str, Any]]) -> list[Pic
     for entry in shown:
         row = _file_row(entry, "sha256")
         picture = Picture(row["name"], row["product"], row["type"], row["size"])
-        path = _inside(directory, row["name"])
+        path = path_inside(directory, row["name"])
         data = b""
         try:
             if path is None:
@@ -646,7 +646,7 @@ def _pictures(directory: Path, entries: Sequence[Mapping[str, Any]]) -> list[Pic
     limit = _fair_share([len(data) for _, data in files if data], _PICTURE_BUDGET)
     for picture, data in files:
         if data:
-            _inline(picture, data, min(limit, MAX_PICTURE))
+            inline_picture(picture, data, min(limit, MAX_PICTURE))
     return [picture for picture, _ in files]
 
 
@@ -661,7 +661,7 @@ def _fair_share(sizes: Sequence[int], budget: int) -> int:
     return budget
 
 
-def _inline(picture: Picture, data: bytes, limit: int) -> None:
+def inline_picture(picture: Picture, data: bytes, limit: int) -> None:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -677,7 +677,7 @@ def _inline(picture: Picture, data: bytes, limit: int) -> None:
         picture.problem = "cannot be shown: it is no PNG, JPEG, GIF or WebP file"
         return
     except Exception as error:  # the decoders raise almost anything on damaged files
-        picture.problem = f"cannot be shown: {_text(error)[:160] or type(error).__name__}"
+        picture.problem = f"cannot be shown: {as_text(error)[:160] or type(error).__name__}"
         return
     picture.uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
@@ -789,13 +789,13 @@ def _best_spectrum(directory: Path, names: Sequence[str], notes: list[str]) -> S
     """Draw the best spectrum among the products; those that cannot be read are noted."""
     for suffix in _SPECTRA:
         for name in sorted(n for n in names if n.endswith(f"_{suffix}.fits")):
-            path = _inside(directory, name)
+            path = path_inside(directory, name)
             if path is None:
                 continue
             try:
                 drawn = _draw(path)
             except Exception as error:  # a damaged table fails in as many ways as there are bytes
-                notes.append(f"{name} cannot be drawn: {_text(error)[:200] or type(error).__name__}")
+                notes.append(f"{name} cannot be drawn: {as_text(error)[:200] or type(error).__name__}")
                 continue
             if drawn is not None:
                 return drawn
@@ -832,7 +832,7 @@ def _draw(path: Path) -> Spectrum | None:
     if tables > 1:
         caption += f" First of {tables} exposures in the file."
     unit = units[1].replace(" ", "")
-    flux = "Flux (10{} erg s⁻¹ cm⁻² Å⁻¹)" if unit.startswith("erg") else f"Flux (10{{}} {_text(units[1])})"
+    flux = "Flux (10{} erg s⁻¹ cm⁻² Å⁻¹)" if unit.startswith("erg") else f"Flux (10{{}} {as_text(units[1])})"
     exponent = views[0].exponent
     return Spectrum(
         product=path.name,
@@ -841,7 +841,7 @@ def _draw(path: Path) -> Spectrum | None:
             f"Flux against wavelength from {x[0]:,.1f} to {x[1]:,.1f} Å, in {len(segments)} "
             f"segment{'s' if len(segments) > 1 else ''}, drawn from {path.name}."
         ),
-        x_label="Wavelength (Å)" if units[0].lower().startswith("ang") else f"Wavelength ({_text(units[0])})",
+        x_label="Wavelength (Å)" if units[0].lower().startswith("ang") else f"Wavelength ({as_text(units[0])})",
         y_label=flux.format(_superscript(exponent)).replace("10⁰ ", ""),
         caption=caption,
         legend=[(i % 4, s.name) for i, s in enumerate(segments)] if 1 < len(segments) <= 8 else [],
@@ -883,7 +883,7 @@ def _segments(path: Path) -> tuple[list[Segment], tuple[str, str], int]:
                 good &= np.asarray(row["DQ_WGT"], float)[:length] > 0
             elif "DQ" in row:
                 good &= np.asarray(row["DQ"])[:length] == 0
-            segment = _binned(_text(name)[:24], wavelength, flux, error, good, limit)
+            segment = _binned(as_text(name)[:24], wavelength, flux, error, good, limit)
             if segment is not None:
                 segments.append(segment)
         return segments, units, len(tables)
@@ -1001,9 +1001,9 @@ def _view(
         py = at_y(segment.mean)
         view.lines.append(Line(segment.name, index % 4, band, _path(px, py, good & ~noise), _path(px, py, good & near)))
     unit = 10.0**exponent
-    view.x_ticks = [Tick(f"{at_x(np.asarray(v)):.1f}", label) for v, label in _ticks(*x, ticks)]
+    view.x_ticks = [Tick(f"{at_x(np.asarray(v)):.1f}", label) for v, label in axis_ticks(*x, ticks)]
     view.y_ticks = [
-        Tick(f"{at_y(np.asarray(v * unit)):.1f}", label) for v, label in _ticks(y[0] / unit, y[1] / unit, 6)
+        Tick(f"{at_y(np.asarray(v * unit)):.1f}", label) for v, label in axis_ticks(y[0] / unit, y[1] / unit, 6)
     ]
     end = 0.0
     for line in airglow:
@@ -1057,7 +1057,7 @@ def _band(x: Floats, low: Floats, high: Floats, use: Flags) -> str:
     return "".join(parts)
 
 
-def _ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
+def axis_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
     """Return round values inside an interval, at most about ``most``, with their labels."""
     raw = (high - low) / max(most, 1)
     power = 10.0 ** math.floor(math.log10(raw))

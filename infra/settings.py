@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 from caldp.campaign import settings as campaign
 from caldp.campaign.deployment import NAME
-from caldp.errors import UsageError
 from caldp.store import parse_uri
 
 FOLDER = Path(__file__).parent / "settings"
@@ -201,15 +199,7 @@ def load(name: str) -> Environment:
         If there is no such file, or it makes no sense.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    try:
-        with path.open("rb") as stream:
-            return from_json(tomllib.load(stream))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})", remedy="name an environment: dev, ops") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML ({error})", remedy="check the settings") from error
-    except (UsageError, ValueError, TypeError) as error:
-        raise UsageError(f"{path}: {error}", remedy="check the settings") from error
+    return campaign.read_toml(path, from_json, missing="name an environment: dev, ops")
 
 
 def from_json(record: Mapping[str, Any]) -> Environment:

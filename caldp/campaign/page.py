@@ -203,7 +203,7 @@ def _utc(time: datetime | None) -> str:
 
 
 def _rate(rate: float | None) -> str:
-    return "" if rate is None else progress_text._rate(rate)
+    return "" if rate is None else progress_text.rate_text(rate)
 
 
 def _share(count: float, of: float) -> str:
@@ -299,7 +299,7 @@ def _time_ticks(begun: datetime, seconds: float, most: int) -> list[tuple[float,
 
 def _counted(view: View, most: float, ticks: int) -> None:
     """Give a chart its axis of numbers, from 0, and room for them."""
-    found = [(value, label) for value, label in report._ticks(0, most, ticks) if "." not in label or most < 1]
+    found = [(value, label) for value, label in report.axis_ticks(0, most, ticks) if "." not in label or most < 1]
     view.left = 34 + round(7.5 * max((len(label) for _, label in found), default=1))
     view.y_ticks = [Tick(f"{view.y(value / most):.1f}", label) for value, label in found]
 
@@ -657,8 +657,8 @@ def _gallery(store: Store, sample: Sample, links: _Links) -> tuple[list[dict[str
     versions: Counter[tuple[str, str]] = Counter()
     pictures: list[dict[str, Any]] = []
     for name, (record, picture) in zip(chosen, in_threads(lambda name: _picture(store, name), chosen), strict=True):
-        versions.update(report._pairs(record.get("versions")))
-        if context := report._text(record.get("context")):
+        versions.update(report.as_pairs(record.get("versions")))
+        if context := report.as_text(record.get("context")):
             versions["CRDS context", context] += 1
         if picture is not None and len(pictures) < PICTURES:
             pictures.append({"dataset": name, "href": links.to(name), "picture": picture})
@@ -679,16 +679,16 @@ def _picture(store: Store, dataset: str) -> tuple[Mapping[str, Any], report.Pict
         if not isinstance(record, dict):
             return {}, None
         entries = [
-            e for e in report._entries(record, "previews") if e.get("kind") in ("thumbnail", "image", "spectrum")
+            e for e in report.entries_of(record, "previews") if e.get("kind") in ("thumbnail", "image", "spectrum")
         ]
         entries.sort(key=lambda entry: entry.get("kind") != "thumbnail")
         for entry in entries[:1]:
-            picture = report.Picture(entry["name"], report._text(entry.get("product")), str(entry.get("kind")), "")
-            if report._inside(Path("x"), entry["name"]) is None:
+            picture = report.Picture(entry["name"], report.as_text(entry.get("product")), str(entry.get("kind")), "")
+            if report.path_inside(Path("x"), entry["name"]) is None:
                 return record, None
             data = store.get(f"{prefix}/{entry['name']}")
             if data is not None:
-                report._inline(picture, data.data, PICTURE)
+                report.inline_picture(picture, data.data, PICTURE)
                 return record, picture if picture.uri and len(picture.uri) < 4 * PICTURE else None
         return record, None
     return {}, None
@@ -700,10 +700,10 @@ def _picture(store: Store, dataset: str) -> tuple[Mapping[str, Any], report.Pict
 def _plan(control: Control, stock: Stock) -> dict[str, Any]:
     plan = control.plan()
     classes = Counter(line.job_class for line in stock.lines.values())
-    refused = [entry for entry in report._sequence(plan.get("refused")) if isinstance(entry, dict)]
-    canary = report._sequence(plan.get("canary"))
-    hours, cost = (report._number(plan.get(name)) for name in ("hours", "cost"))
-    unobserved = report._number(plan.get("unobserved"))
+    refused = [entry for entry in report.as_sequence(plan.get("refused")) if isinstance(entry, dict)]
+    canary = report.as_sequence(plan.get("canary"))
+    hours, cost = (report.as_number(plan.get(name)) for name in ("hours", "cost"))
+    unobserved = report.as_number(plan.get("unobserved"))
     return {
         "classes": [(name, f"{count:,}") for name, count in classes.most_common()],
         "facts": [
@@ -711,7 +711,7 @@ def _plan(control: Control, stock: Stock) -> dict[str, Any]:
             for name, value in (
                 ("datasets", f"{len(stock.lines):,}"),
                 ("processed before", f"{stock.skipped:,}" if stock.skipped else ""),
-                ("shards", report._text(plan.get("submit_jobs"))),
+                ("shards", report.as_text(plan.get("submit_jobs"))),
                 ("go first", f"{len(canary):,}" if canary else ""),
                 ("hours expected", f"{hours:,.1f}" if hours else ""),
                 ("cost expected", _dollars(cost) if cost else ""),
@@ -720,7 +720,7 @@ def _plan(control: Control, stock: Stock) -> dict[str, Any]:
             if value
         ],
         "refused": [
-            {"text": report._text(entry.get("text")), "reason": report._text(entry.get("reason"))}
+            {"text": report.as_text(entry.get("text")), "reason": report.as_text(entry.get("reason"))}
             for entry in refused[:20]
         ],
         "refused_count": len(refused),
@@ -734,7 +734,7 @@ def _request(control: Control) -> list[tuple[str, str]]:
         options = request.get("options")
         asked = {**request, **(options if isinstance(options, dict) else {})}
         return [
-            (report._text(name), f"{len(value):,}" if isinstance(value, list | dict) else _flat(value))
+            (report.as_text(name), f"{len(value):,}" if isinstance(value, list | dict) else _flat(value))
             for name, value in asked.items()
             if value and name not in ("options", "settings")
         ]
@@ -750,7 +750,7 @@ def _figures(control: Control) -> str:
 
 
 def _flat(value: object) -> str:
-    text = report._text(value)
+    text = report.as_text(value)
     return {"True": "yes", "False": "no"}.get(text, text)[:500]
 
 
@@ -763,5 +763,5 @@ def _lines(control: Control, key: str, names: Sequence[str], most: int = 20) -> 
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict):
-                rows.append([report._text(record.get(name))[:300] for name in names])
+                rows.append([report.as_text(record.get(name))[:300] for name in names])
     return {"rows": rows, "more": len(raw) - len(rows)}

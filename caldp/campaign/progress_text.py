@@ -102,8 +102,8 @@ def _pace(found: Progress) -> list[str]:
     if found.rate is not None:
         lately = ""
         if found.rate_lately is not None:
-            lately = f", {_rate(found.rate_lately)} in the last {human_time(found.lately)}"
-        lines.append(f"{_about(found)}{_rate(found.rate)} datasets an hour{lately}")
+            lately = f", {rate_text(found.rate_lately)} in the last {human_time(found.lately)}"
+        lines.append(f"{_about(found)}{rate_text(found.rate)} datasets an hour{lately}")
     if found.retries:
         waiting = f", {found.waiting:,.0f} wait for one" if found.waiting else ""
         why = ", ".join(f"{count:,.0f} {printable(cause)}" for cause, count in found.retry_causes.items())
@@ -122,7 +122,7 @@ def _about(found: Progress) -> str:
     return "About " if found.read < found.planned else ""
 
 
-def _rate(rate: float) -> str:
+def rate_text(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 

@@ -216,16 +216,39 @@ def load(path: Path | None) -> Settings:
     UsageError
         If it cannot be read, or makes no sense.
     """
-    if path is None:
-        return DEFAULT
+    return DEFAULT if path is None else read_toml(path, from_json)
+
+
+def read_toml(path: Path, make: Callable[[Mapping[str, Any]], T], *, missing: str = "check the settings") -> T:
+    """Read a TOML file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    make : callable
+        Makes something of its values; UsageError, ValueError or TypeError when they make no sense.
+    missing : str, optional
+        What to do when it cannot be read.
+
+    Returns
+    -------
+    object
+        What was made.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, is not TOML, or makes no sense; names the file.
+    """
     try:
         with path.open("rb") as stream:
-            return from_json(tomllib.load(stream))
+            return make(tomllib.load(stream))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})", remedy="check the settings") from error
+        raise UsageError(f"{path} cannot be read ({error.strerror})", remedy=missing) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not TOML ({error})", remedy="check the settings") from error
-    except ValueError as error:
+    except (UsageError, ValueError, TypeError) as error:
         raise UsageError(f"{path}: {error}", remedy="check the settings") from error
 
 

@@ -578,7 +578,7 @@ def test_products_are_explained(tmp_path: Path, name: str, what: str) -> None:
 )
 def test_ticks(low: float, high: float, labels: list[str]) -> None:
     most = {1100: 6, -0.1: 4, -30: 4}[low]
-    assert [label for _, label in report._ticks(low, high, most)] == labels
+    assert [label for _, label in report.axis_ticks(low, high, most)] == labels
 
 
 def test_log_keeps_the_end_and_what_warns(tmp_path: Path) -> None:
