@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -32,6 +33,15 @@ RunFactory = Callable[..., Run]
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Name bytes by their length: a gzip header holds the time, and pytest-xdist wants the same names everywhere."""
     return f"{len(val)}_bytes" if isinstance(val, bytes) else None
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Give signals back: a command that ends leaves its process deaf, and programs started later inherit that."""
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
 
 
 @pytest.fixture

@@ -507,11 +507,11 @@ def test_no_such_bucket_and_nothing_there(s3_place: S3Place, batch: S3Store, hom
 
 @MOTO
 def test_a_file_that_the_disk_does_not_take(batch: S3Store, home: Path, start: Start) -> None:
-    publish(batch, NAME, small_products(NAME, size=400))
+    publish(batch, NAME, small_products(NAME, size=1200))
     publish(batch, OTHERS[0], {"small.fits": b"x"})
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    def limit() -> None:  # well above what coverage writes of this process
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
 
     code, _, err = end(start("sync", batch.uri, home, preexec_fn=limit))
     assert code == 29

@@ -162,16 +162,9 @@ def test_a_run_that_is_stopped(bench: Bench, signum: signal.Signals) -> None:
     def stopped(*_: object) -> None:
         signal.raise_signal(signum)  # to this thread: a test runner has others
 
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    try:
-        for each in handlers:  # commands that ran in this process before may have left it deaf, as at their end
-            signal.signal(each, signal.SIG_DFL)
-        bench.environment.setattr("caldp.calibrate.calibrate", stopped)
-        request = Request(NAME, input=f"file:{bench.inputs}", output=f"file:{bench.root / 'out'}")
-        outcome = process.process(request, FakeReporter(), process.Interrupts().install())
-    finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
+    bench.environment.setattr("caldp.calibrate.calibrate", stopped)
+    request = Request(NAME, input=f"file:{bench.inputs}", output=f"file:{bench.root / 'out'}")
+    outcome = process.process(request, FakeReporter(), process.Interrupts().install())
     assert outcome.exit_code == 128 + signum
     found = record(bench)
     assert (found["code"], found["signal"], found["retriable"]) == (128 + signum, signum.name, True)
