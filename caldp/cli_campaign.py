@@ -19,11 +19,13 @@ from caldp.campaign import lists, settings
 from caldp.campaign.lists import DatasetList, Options
 from caldp.cli import refuse
 from caldp.config import DEFAULT_CONFIG
+from caldp.dataset import Dataset
 from caldp.errors import CaldpError, Stop, UsageError
 from caldp.process import EXISTING, Interrupts
 from caldp.store import absolute_uri, open_store, parse_uri
 
 if TYPE_CHECKING:
+    from caldp.campaign.plan import Observations
     from caldp.campaign.stack import Stack
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -94,6 +96,13 @@ def _planning_options(command: Callable[..., None]) -> Callable[..., None]:
             help="TOML file with another memory ladder, time limits, budgets, prices.",
         ),
         click.option(
+            "--observations",
+            "observed_uri",
+            default="",
+            metavar="URI",
+            help="An earlier campaign here, whose jobs tell what datasets need; on AWS the deployment knows.",
+        ),
+        click.option(
             "--deployment", default="", metavar="NAME", help="On AWS: the stack that runs it (CALDP_DEPLOYMENT_NAME)."
         ),
         click.option("--json", "as_json", is_flag=True, help="JSON on standard output."),
@@ -111,6 +120,7 @@ def plan_command(
     listing: str,
     output_uri: str,
     settings_file: Path | None,
+    observed_uri: str,
     deployment: str,
     as_json: bool,
     **asked: Any,  # noqa: ANN401 - see _planning_options
@@ -133,7 +143,8 @@ def plan_command(
         store = open_store(output_uri) if output_uri else None
         is_on_aws = store is not None and store.uri.startswith("s3:")
         figures = _stack(deployment).settings if is_on_aws and settings_file is None else settings.load(settings_file)
-        drawn = draw(store, found, options, figures)
+        parent = absolute_uri(output_uri).rstrip("/").rpartition("/")[0] if is_on_aws else ""
+        drawn = draw(store, found, options, figures, _observed(observed_uri or parent, found))
     except (CaldpError, OSError) as error:
         refuse("caldp campaign plan", error, "the list")
     _complain(found)
@@ -171,6 +182,7 @@ def submit_command(
     listing: str,
     output_uri: str,
     settings_file: Path | None,
+    observed_uri: str,
     as_json: bool,
     input_uri: str,
     config_name: str,
@@ -211,6 +223,7 @@ def submit_command(
             listing=listing,
             output_uri=output_uri,
             settings_file=settings_file,
+            observed_uri=observed_uri,
             deployment=deployment,
             as_json=as_json,
             **asked,
@@ -226,7 +239,8 @@ def submit_command(
         if parse_uri(output_uri)[0] == "s3":
             _submit(listing, output_uri, deployment, asked | given, resume, as_json)
             sys.exit(0)
-        code = _run_here(listing, output_uri, settings_file, asked | given, jobs, memory, resume, as_json, quiet)
+        given_files = settings_file, observed_uri
+        code = _run_here(listing, output_uri, *given_files, asked | given, jobs, memory, resume, as_json, quiet)
     except (Exception, Stop, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, it becomes one line
         interrupts.shield()
         refuse("caldp campaign submit", error, "the campaign")
@@ -238,6 +252,7 @@ def _run_here(
     listing: str,
     output_uri: str,
     settings_file: Path | None,
+    observed_uri: str,
     asked: dict[str, Any],
     jobs: int | None,
     memory: str,
@@ -265,7 +280,7 @@ def _run_here(
         given = replace(given, input=absolute_uri(given.input), config=_absolute(given.config))
         if given.dry_run:
             raise UsageError(f"{listing} asks for a dry run", remedy="give --dry-run, or take that out of it")
-        control = accept(store, found, given, figures, runner="local").control
+        control = accept(store, found, given, figures, _observed(observed_uri, found), runner="local").control
         figures = settings.from_json(control.request()["settings"])  # what it was begun with counts
         _complain(found)
         for entry in control.plan()["refused"]:
@@ -292,9 +307,9 @@ def _submit(listing: str, output_uri: str, deployment: str, asked: dict[str, Any
             "campaigns on AWS go on by themselves",
             remedy=f"caldp campaign unpause {output_uri}, or caldp campaign reconcile {output_uri}",
         )
-    for option in ("settings_file", "jobs", "memory"):
+    for option in ("settings_file", "observed_uri", "jobs", "memory"):
         if _typed(option):
-            name = {"settings_file": "settings"}.get(option, option)
+            name = {"settings_file": "settings", "observed_uri": "observations"}.get(option, option)
             raise UsageError(f"--{name} is for campaigns on this machine", remedy="on AWS the deployment decides")
     stack = _stack(deployment)
     found, options = _read(listing, asked)
@@ -313,6 +328,15 @@ def _submit(listing: str, output_uri: str, deployment: str, asked: dict[str, Any
             click.echo(f"{count:,} {what}")
     click.echo(f"about {estimate['hours']:,} hours of jobs, ${estimate['cost']:,.2f}")
     click.echo(f"see caldp campaign status {output_uri}")
+
+
+def _observed(place: str, found: DatasetList) -> Observations | None:
+    """Return what is known of such datasets; None if nobody says where."""
+    from caldp.campaign import observe
+
+    if not place:
+        return None
+    return observe.known(open_store(absolute_uri(place)), {Dataset.parse(name).instrument for name in found.datasets})
 
 
 def _stack(deployment: str) -> Stack:

@@ -128,6 +128,12 @@ class Inputs:
         return tuple(dict.fromkeys(f.root for f in self.raw))
 
     @property
+    def detector(self) -> str:
+        """Detector in the headers of the raw files, in lower case; of several all, joined; empty if they name none."""
+        named = {str(f.facts.get("DETECTOR") or "").strip().lower() for f in self.raw}
+        return "+".join(sorted(named - {""}))
+
+    @property
     def roots(self) -> tuple[str, ...]:
         """Root names of all that is given and made."""
         return tuple(dict.fromkeys((self.dataset, *self.exposures, *(m.root for m in self.members))))
@@ -184,6 +190,7 @@ def fetch(run: Run, uri: str) -> Inputs:
             folder, packed = (_in_bucket if scheme == "s3" else _on_disk)(run, place)
         inputs = _collect(run, folder, packed)
         stage.bytes_in = stage.bytes_out = sum(f.size for f in inputs.files)
+        run.telemetry.facts |= {"detector": inputs.detector, "exposures": len(inputs.exposures)}
         run.telemetry.info(f"inputs from {folder}: {inputs}")
     return inputs
 

@@ -170,6 +170,11 @@ class Instrument:
     composites: bool = False
     random_seed: int | None = None
 
+    @property
+    def label(self) -> str:
+        """How it is calibrated, in a word: its programs, for example ``calacs.e+runastrodriz``."""
+        return "+".join(program.name for program in self.programs)
+
 
 _PYTHON_MEMORY = (r"\bMemoryError\b", r"Unable to allocate .* for an array")
 

@@ -43,6 +43,14 @@ class Result:
         ``processed`` or ``error``.
     stage : str
         The last stage that it began.
+    recipe : str
+        How it was calibrated, as ``Instrument.label`` has it; empty if it did not come so far.
+    detector : str
+        In lower case; empty where headers name none.
+    exposures : int
+        How many; 0 if it did not come so far.
+    rung : str
+        Step of the memory ladder that it was given, or empty.
     wall_s, cpu_s : float
         Seconds; CPU counts the programs it started.
     peak_memory_bytes : int
@@ -72,6 +80,10 @@ class Result:
     signal: str
     state: str
     stage: str
+    recipe: str
+    detector: str
+    exposures: int
+    rung: str
     wall_s: float
     cpu_s: float
     peak_memory_bytes: int
@@ -119,6 +131,7 @@ class Record:
         reason = failure.message if failure else ""
         for secret in self.run.config.secrets if self.run else ():
             reason = reason.replace(secret, "***")
+        facts = self.run.telemetry.facts if self.run else {}
         return Result(
             dataset=mine.dataset,
             attempt=mine.attempt,
@@ -128,6 +141,10 @@ class Record:
             signal=signal.Signals(failure.signum).name if isinstance(failure, Interrupted) else "",
             state="error" if failure else "processed",
             stage=stages[-1].name if stages else "",
+            recipe=self.run.recipe.label if self.run else "",
+            detector=str(facts.get("detector", "")),
+            exposures=int(facts.get("exposures", 0)),
+            rung=mine.rung,
             wall_s=round(time.monotonic() - self._started, 3),
             cpu_s=round(sum(stage.cpu for stage in stages), 3),
             peak_memory_bytes=max(process, group),

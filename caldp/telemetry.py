@@ -79,10 +79,16 @@ class Telemetry:
         Hears the same.
     secrets : sequence of str
         Values replaced by ``***`` in whatever is logged or shown.
+
+    Attributes
+    ----------
+    facts : dict
+        What of the dataset decides what it costs: ``detector`` and number of ``exposures``, once they are known.
     """
 
     def __init__(self, dataset: str, directory: Path, reporter: Reporter, secrets: Sequence[str] = ()) -> None:
         self.dataset = dataset
+        self.facts: dict[str, str | int] = {}
         self.directory = directory
         self.reporter = reporter
         self.stages: list[Stage] = []
@@ -225,6 +231,7 @@ class Telemetry:
         """Write ``metrics.json`` and the archive pipeline's two text files; return the former's content."""
         metrics = {
             "dataset": self.dataset,
+            **self.facts,
             "stages": [s.to_json() for s in self.stages],
             "total": {
                 "wall_s": round(self.seconds, 3),

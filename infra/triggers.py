@@ -19,8 +19,9 @@ from aws_cdk import aws_sqs as sqs
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
-from caldp.campaign.control import OBSERVATIONS
 from caldp.campaign.deployment import NAMESPACE, VARIABLE, parameter, settings_parameter
+from caldp.campaign.observe import INSTRUMENTS, key
+from caldp.campaign.stack import ELSEWHERE
 from infra.checks import FOLDERS, NO_RESOURCES, REVISIONS, Right, accept, grant
 from infra.compute import Compute, log_days
 from infra.packaging import SETTINGS
@@ -235,8 +236,13 @@ class Triggers(Construct):
         records = Right("ReadRecords", ("s3:GetObject",), storage.keys("*/control/*", "*/messages/*"), FOLDERS)
         keep = Right("KeepRecords", ("s3:PutObject",), storage.keys("*/control/*"), FOLDERS)
         products = Right("VerifyProducts", ("s3:GetObject",), storage.keys("*/data/*"), FOLDERS)
-        learned = Right("ReadObservations", ("s3:GetObject",), storage.keys(OBSERVATIONS))
-        learn = Right("Learn", ("s3:PutObject",), storage.keys(OBSERVATIONS))
+        # Beside batches, and beside those of lists that want another place.
+        observed = storage.keys(*(place + key(name) for name in INSTRUMENTS for place in ("", "*/")))
+        learned = Right("ReadObservations", ("s3:GetObject",), observed, FOLDERS)
+        learn = Right("Learn", ("s3:PutObject",), observed, FOLDERS)
+        elsewhere, hashes = storage.keys(f"{ELSEWHERE}/*"), "batches are entered by hashes of where they are"
+        enter = Right("EnterBatches", ("s3:PutObject",), elsewhere, hashes)
+        entered = Right("FindBatches", ("s3:GetObject",), elsewhere, hashes)
         written = storage.keys("*/messages/status/*", "*/messages/dataset*")
         states = Right("MoveStates", ("s3:PutObject",), written, FOLDERS)
         names = Right("MoveMessages", ("s3:DeleteObject",), storage.keys("*/messages/dataset*"), FOLDERS)
@@ -258,15 +264,18 @@ class Triggers(Construct):
             arns = tuple(self.channels[purpose].queue.queue_arn for purpose in purposes)
             return Right("Send", ("sqs:SendMessage",), arns)
 
-        rescues = (self.channels["rescues"].queue.queue_arn,)
-        take = Right("TakeRescues", ("sqs:ReceiveMessage", "sqs:DeleteMessage"), rescues)
+        def take(sid: str, *queues: sqs.Queue) -> Right:
+            return Right(sid, ("sqs:ReceiveMessage", "sqs:DeleteMessage"), tuple(queue.queue_arn for queue in queues))
+
+        rescues = take("TakeRescues", self.channels["rescues"].queue)
+        dead = take("TakeDeadLetters", *(channel.dead for channel in self.channels.values()), self.invocations)
         moving = (listing, records, keep, states, names)
         rights: dict[str, tuple[Right, ...]] = {
-            "on-list": (listing, dropped, refuse, records, learned, keep, send("shards")),
+            "on-list": (listing, dropped, refuse, records, learned, keep, enter, send("shards")),
             "submit-shards": (*moving, submit, tag, look),
-            "drain-rescues": (listing, records, keep, take, send("rescues", "shards")),
+            "drain-rescues": (listing, records, keep, rescues, send("rescues", "shards")),
             "on-batch-event": (*moving, products, send("rescues")),
-            "reconcile": (*moving, products, learned, learn, look, end, send("rescues", "shards")),
+            "reconcile": (*moving, products, entered, learned, learn, look, end, dead, send(*self.channels)),
         }
         for name, given in rights.items():
             grant(self.roles[name], (*given, never))

@@ -215,7 +215,7 @@ def _request(batch: str, listed: DatasetList, options: Options, settings: Settin
 
 
 def observations_of(store: Store) -> Observations:
-    """Return the observations that a batch, or the place where batches are, has; none if there are none."""
+    """Return the observations that a batch was planned with; none if it was planned without."""
     blob = store.get(OBSERVATIONS)
     try:
         return Observations.parse(blob.data) if blob else Observations()

@@ -16,8 +16,8 @@ from caldp.store import ConflictError, Create, Overwrite, Store, Update, open_st
 
 REQUEST, PLAN, REJECTED = "control/request.json", "control/plan.json", "control/rejected.jsonl"
 OBSERVATIONS, PAUSE, AUDIT = "control/observations.jsonl", "control/pause", "control/audit.jsonl"
-RELEASED, CLOSED = "control/released.json", "control/closed.json"
-MANIFESTS, CLAIMS, LOGS = "control/manifests", "control/shards", "control/logs"
+RELEASED, CLOSED, FOLDED = "control/released.json", "control/closed.json", "control/folded.json"
+MANIFESTS, CLAIMS, LOGS, RESULTS = "control/manifests", "control/shards", "control/logs", "control/results"
 
 
 def manifest_key(shard: str) -> str:
@@ -32,7 +32,7 @@ def claim_key(shard: str) -> str:
 
 def result_key(dataset: str, attempt: int, retry: int = 1) -> str:
     """Key of what a job said of itself at its end."""
-    return f"control/results/{dataset}/{attempt}.{retry}.json"
+    return f"{RESULTS}/{dataset}/{attempt}.{retry}.json"
 
 
 def log_key(dataset: str, attempt: int) -> str:
@@ -130,11 +130,11 @@ class Control:
 
     def known(self) -> dict[str, Any] | None:
         """Return what was asked for, or None when there is no campaign."""
-        return self._read(REQUEST)
+        return self.read(REQUEST)
 
     def planned(self) -> dict[str, Any] | None:
         """Return what was planned, or None when there is no plan, or it was not written down to its end."""
-        return self._read(PLAN)
+        return self.read(PLAN)
 
     def request(self) -> dict[str, Any]:
         """Return what was asked for; UsageError when there is no campaign."""
@@ -173,7 +173,7 @@ class Control:
 
     def result(self, dataset: str, attempt: int, retry: int = 1) -> dict[str, Any] | None:
         """Return what a job said of itself, or None: it may have been killed before it could."""
-        return self._read(result_key(dataset, attempt, retry))
+        return self.read(result_key(dataset, attempt, retry))
 
     def paused(self) -> str:
         """Say why nothing more is to be submitted; empty when that is not so."""
@@ -187,6 +187,10 @@ class Control:
     def unpause(self) -> None:
         """Let it go on."""
         self.store.delete(PAUSE)
+
+    def released(self) -> bool:
+        """Say whether the rest may follow the datasets that went first."""
+        return self.store.get(RELEASED) is not None
 
     def release(self) -> None:
         """Let the rest follow the datasets that went first, whatever became of these."""
@@ -203,7 +207,8 @@ class Control:
             except ConflictError:
                 continue
 
-    def _read(self, key: str) -> dict[str, Any] | None:
+    def read(self, key: str) -> dict[str, Any] | None:
+        """Return a record of the campaign, None when there is none; OutputError when it is damaged."""
         blob = self.store.get(key)
         if blob is None:
             return None
@@ -214,7 +219,7 @@ class Control:
         return record if isinstance(record, dict) else None
 
     def _record(self, key: str) -> dict[str, Any]:
-        record = self._read(key)
+        record = self.read(key)
         if record is None:
             raise UsageError(
                 f"{self.store.url()} is no campaign: there is no {key}", remedy="caldp campaign submit makes one"

@@ -94,7 +94,10 @@ def evidence(control: Control, ended: Ended) -> Evidence:
         published = status.attempt  # what it published was verified before that was written
     elif (manifest := verified(control.store, Dataset.parse(ended.dataset).prefix)) is not None:
         published = manifest.attempt
-    return Evidence(status, published, control.result(ended.dataset, ended.attempt, ended.retry))
+    result = control.result(ended.dataset, ended.attempt, ended.retry)
+    if result is None and status is not None and (status.attempt, status.job) == (ended.attempt, ended.job):
+        result = control.result(ended.dataset, ended.attempt, status.retry)  # it took over from a start before it
+    return Evidence(status, published, result)
 
 
 def _jitter(longest: float) -> float:

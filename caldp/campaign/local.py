@@ -18,7 +18,7 @@ from typing import Protocol
 
 from caldp import messages, programs
 from caldp.batch import in_threads
-from caldp.campaign import transitions
+from caldp.campaign import observe, transitions
 from caldp.campaign.control import Control, log_key
 from caldp.campaign.failures import Ended, Evidence, Verdict, classify
 from caldp.campaign.settings import Settings
@@ -303,7 +303,9 @@ class Runner:
                     remedy="wait for it to end, or stop it",
                 ) from error
             pool = stack.enter_context(ThreadPoolExecutor(self._jobs))
-            self._control.unpause()
+            if self._control.paused():  # who goes on has seen what became of the datasets that went first
+                self._control.release()
+                self._control.unpause()
             try:
                 self._take_stock()
                 while True:
@@ -320,6 +322,7 @@ class Runner:
                 self._stop(pool)
                 self._watch.finish(None)
                 raise
+        self._learn()
         summary = Summary(Counter(self._states.values()), self._paused, time.monotonic() - self._began)
         self._watch.finish(summary)
         return summary
@@ -332,7 +335,7 @@ class Runner:
         for shard in self._control.shards():
             for line in self._control.lines(shard):
                 lines[line.dataset] = max(line, lines.get(line.dataset, line), key=lambda found: found.attempt)
-        self._canary = set(self._control.plan().get("canary", ()))
+        self._canary = set() if self._control.released() else set(self._control.plan().get("canary", ()))
         self._watch.begin(self._control.name, len(lines))
         for line, status in zip(lines.values(), in_threads(self._status, lines.values()), strict=True):
             self._place(line, status)
@@ -353,7 +356,13 @@ class Runner:
         elif status.state == "error" and not status.cause:
             self._judge(line, Ended(line.dataset, status.attempt, succeeded=False, exit_code=status.exit_code))
         else:
-            self._states[line.dataset] = status.state
+            self._came_to(line.dataset, status)
+
+    def _came_to(self, dataset: str, status: Status) -> None:
+        """Enter the end of a dataset."""
+        self._states[dataset] = status.state
+        if status.state == "error" and status.cause == "deterministic":
+            self._hopeless.add(dataset)
 
     def _again(self, line: Line, status: Status) -> Line:
         rung = self._settings.rung(status.rung)
@@ -482,10 +491,8 @@ class Runner:
         if status.state == "placed":
             self._enter(self._again(line, status), "placed", move.delay)
         else:
-            self._states[line.dataset] = status.state
+            self._came_to(line.dataset, status)
             self._finished += 1
-            if status.state == "error" and status.cause == "deterministic":
-                self._hopeless.add(line.dataset)
         if move.pause:
             self._control.pause(move.pause)
             self._paused = move.pause
@@ -519,6 +526,14 @@ class Runner:
         if status.exit_code in stopped:
             again = replace(status, attempt=line.attempt + 1, state="placed", retry=1, run="", job="", by="", at="")
             messages.advance(self._store, replace(again, reason="the campaign was stopped", history=()))
+
+    def _learn(self) -> None:
+        """Keep what jobs have used; a campaign that has come to its end does not fail for want of that."""
+        done = [name for name, state in self._states.items() if STATES[state][0] >= STATES["processed"][0]]
+        try:
+            observe.learn(self._store, observe.gather(self._control, done))
+        except (CaldpError, OSError) as error:
+            self._watch.say(f"what jobs have used is not kept: {error}")
 
     # ---- for who looks on
 

@@ -25,7 +25,7 @@ from caldp import messages
 from caldp.batch import in_threads
 from caldp.campaign import lists, progress, settings, transitions
 from caldp.campaign.accept import observations_of
-from caldp.campaign.control import CLOSED, LOGS, Control, log_key, manifest_key, who
+from caldp.campaign.control import CLOSED, FOLDED, LOGS, RESULTS, Control, log_key, manifest_key, who
 from caldp.campaign.failures import ROWS
 from caldp.campaign.jobs import Jobs, is_alive
 from caldp.campaign.lists import Options, Override
@@ -721,12 +721,12 @@ class _Worker:
         figures, options = settings.from_json(request["settings"]), Options(**request["options"])
         observations = observations_of(self.store)
         placed: list[Status] = []
-        self.store.delete(CLOSED)
+        self.store.delete(CLOSED, FOLDED)
         try:
             for status in self._do(lambda target: self._rescue(target, figures, options, observations), targets):
                 placed.append(status)
         finally:
-            self.store.delete(CLOSED)  # again: it may have been closed before the first of them was placed
+            self.store.delete(CLOSED, FOLDED)  # again: it may have been closed before the first of them was placed
             if send is not None and placed:
                 due = datetime.now(UTC).isoformat(timespec="seconds")
                 known = {"output": self.store.uri, "due": due}
@@ -776,7 +776,7 @@ class _Worker:
         with self.store.own(target.dataset):  # in a folder that is how one knows that no run has it
             now, _ = self._now(target)
             self._check_at_rest(now, alive, told)
-            prefixes = (Dataset.parse(target.dataset).prefix, f"{LOGS}/{target.dataset}", _results(target.dataset))
+            prefixes = (Dataset.parse(target.dataset).prefix, f"{LOGS}/{target.dataset}", f"{RESULTS}/{target.dataset}")
             for folder in (_path(self.store, prefix) for prefix in prefixes):
                 if folder is not None and folder.is_symlink():
                     raise _LeftError(f"{folder} is a link: remove it yourself")
@@ -827,10 +827,6 @@ def _emptied(status: Status) -> Status:
         time_limit=status.time_limit,
         cause="cancelled",
     )
-
-
-def _results(dataset: str) -> str:
-    return f"control/results/{dataset}"
 
 
 def _path(store: Store, key: str) -> Path | None:

@@ -168,18 +168,12 @@ class Observations:
 
     def jsonl(self) -> bytes:
         """Return all of them as JSON, one a line: the same for the same observations."""
-        return "".join(f"{json.dumps(seen.to_json())}\n" for seen in self._all).encode()
+        return to_jsonl(self._all)
 
     @classmethod
     def parse(cls, data: bytes) -> Observations:
         """Read what ``jsonl`` wrote; ValueError names a line that is damaged."""
-        found = []
-        for number, text in enumerate(data.splitlines(), start=1):
-            try:
-                found.append(Observation.from_json(json.loads(text)))
-            except (ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
-                raise ValueError(f"line {number} is damaged: {error}") from error
-        return cls(found)
+        return cls(from_jsonl(data))
 
     def need(self, dataset: Dataset, how: str) -> _Need | None:
         """Return what a dataset needs by what was observed of it, or of enough others like it."""
@@ -201,6 +195,22 @@ class Observations:
         return self._needs[group]
 
 
+def to_jsonl(observations: Iterable[Observation]) -> bytes:
+    """Return observations as JSON, one a line, in their order."""
+    return "".join(f"{json.dumps(seen.to_json())}\n" for seen in observations).encode()
+
+
+def from_jsonl(data: bytes) -> list[Observation]:
+    """Read what ``to_jsonl`` wrote; ValueError names a line that is damaged."""
+    found = []
+    for number, text in enumerate(data.splitlines(), start=1):
+        try:
+            found.append(Observation.from_json(json.loads(text)))
+        except (ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
+            raise ValueError(f"line {number} is damaged: {error}") from error
+    return found
+
+
 def quantile(ordered: Sequence[float], share: float) -> float:
     """Return the least of some numbers, in rising order, that so large a share of them does not exceed."""
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
@@ -210,7 +220,7 @@ def recipe(dataset: Dataset) -> str:
     """Return how a dataset is calibrated, as observations name it: the programs, for example ``calcos``."""
     from caldp import instruments  # here: it would cost whoever only reads plans a quarter of the import
 
-    return "+".join(program.name for program in instruments.recipe(dataset).programs)
+    return instruments.recipe(dataset).label
 
 
 def cost(settings: Settings, rung: Rung, seconds: float) -> float:

@@ -14,8 +14,8 @@ from typing import Any
 
 from caldp import batch, messages
 from caldp.batch import in_threads
-from caldp.campaign import hear, transitions
-from caldp.campaign.control import CLOSED, RELEASED, Control
+from caldp.campaign import hear, observe, transitions
+from caldp.campaign.control import CLOSED, Control
 from caldp.campaign.failures import DUPLICATE, Ended
 from caldp.campaign.jobs import is_alive, job_name
 from caldp.campaign.progress import take_stock
@@ -188,10 +188,15 @@ class _Pass:
         self._queue(shards)
         states = [self._stock.listed(name) for name in self._stock.lines]
         report.open = sum(state in _OPEN for state in states) + unjudged
-        if not report.open and not report.changed and not self._is_cancelled_in_name_only():
+        if not report.open and not report.changed and not self._is_cancelled_in_name_only() and self._is_learned():
             self._close(states)
             report.closed = True
         return report
+
+    def _is_learned(self) -> bool:
+        """Keep what jobs have used, a part in each pass; say whether that was the last part."""
+        done = [name for name in self._stock.lines if STATES[self._stock.listed(name)][0] >= STATES["processed"][0]]
+        return observe.fold(self._control, self._stack.place(self._store.uri), done)
 
     def _mend(self, names: Sequence[str]) -> None:
         """Make the folders show what the statuses of datasets say."""
@@ -239,7 +244,7 @@ class _Pass:
 
     def _is_released(self) -> bool:
         """Say whether the rest may follow the datasets that went first."""
-        if self._store.get(RELEASED) is not None:
+        if self._control.released():
             return True
         canary = [name for name in self._plan["canary"] if name in self._stock.lines]
         if any(self._is_open(name) for name in canary):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from caldp.batch import in_threads
 from caldp.campaign import settings
 from caldp.campaign.control import Control
 from caldp.campaign.deployment import Deployment, fetch_settings
@@ -20,7 +22,7 @@ from caldp.campaign.settings import Settings
 from caldp.campaign.shards import Line, parse_jsonl
 from caldp.campaign.submit import Submitted, Submitter
 from caldp.errors import InputError, UsageError
-from caldp.store import Store, open_store, parse_uri
+from caldp.store import Overwrite, Store, open_store, parse_uri
 
 T = TypeVar("T")
 
@@ -32,6 +34,9 @@ _LISTEN = 1
 
 #: Longest time that a queue keeps a message back, seconds.
 LONGEST_DELAY = 900
+
+#: Where batches are entered that are not where batches go.
+ELSEWHERE = "control/elsewhere"
 
 _TEN = 10
 """Messages that one request to a queue may have."""
@@ -167,9 +172,23 @@ class Stack:
             raise InputError(f"{manifest} is no manifest ({error})", remedy="submit the list again") from error
 
     def outputs(self) -> list[str]:
-        """Return the URIs of what is where batches go, unless somebody says another place."""
-        parent = self.deployment.output.rstrip("/")
-        return [f"{parent}/{name}" for name in self.store(parent).names("")]
+        """Return the URIs of what is where batches go, and of batches that somebody wanted elsewhere."""
+        home = self.store(self.deployment.output)
+        entered = in_threads(lambda name: home.get(f"{ELSEWHERE}/{name}"), home.names(ELSEWHERE))
+        elsewhere = [blob.data.decode("utf-8", errors="replace").strip() for blob in entered if blob is not None]
+        return [*(home.url(name) for name in home.names("")), *sorted(elsewhere)]
+
+    def enter(self, output: str) -> None:
+        """Put down where a batch is, if it is not where batches go: whoever looks after all must find it."""
+        home = self.store(self.deployment.output)
+        if self.place(output).uri == home.uri:
+            return
+        name = hashlib.sha256(output.encode()).hexdigest()[:16]
+        home.put(f"{ELSEWHERE}/{name}", f"{output}\n".encode(), Overwrite())
+
+    def place(self, output: str) -> Store:
+        """Return the parent of a batch."""
+        return self.store(output.rstrip("/").rpartition("/")[0])
 
     def submit(self, output: str, shard: str) -> Submitted | None:
         """Submit a shard; None while the campaign is paused: who lets it go on has its shards queued again."""

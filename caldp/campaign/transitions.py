@@ -140,7 +140,9 @@ def _end(failed: Status, verdict: Verdict, settings: Settings, seen: Status | No
     charged = _charged(failed.cause)
     budget, spent = settings.budgets.get(charged), failed.spent.get(charged, 0)
     # A rescue resets what was spent, and the attempts before it do not count any more.
-    made = 1 + sum(failed.spent.values()) if seen is not None else failed.attempt
+    # What all jobs failed of is no fault of the dataset.
+    spent_in_all = sum(count for name, count in failed.spent.items() if name != "deployment")
+    made = 1 + spent_in_all if seen is not None else failed.attempt
     if verdict.climb and settings.above(failed.rung) is None:
         return "ladder exhausted"
     if verdict.longer and settings.longer(failed.time_limit) <= failed.time_limit:

@@ -6,13 +6,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from caldp.campaign import lists
-from caldp.campaign.accept import accept, draw, observations_of
+from caldp.campaign import lists, observe
+from caldp.campaign.accept import accept, draw
 from caldp.campaign.control import Control
 from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.stack import Stack, log
+from caldp.dataset import Dataset
 from caldp.errors import CaldpError, UsageError
 from caldp.store import Overwrite
+
+#: What batches are not called: folders of other things are beside them.
+RESERVED = ("control", "data", "messages", observe.FOLDER)
 
 
 def take(stack: Stack, event: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -102,11 +106,15 @@ def begin(stack: Stack, listed: DatasetList, options: Options, output: str) -> d
         job_queues=set(deployment.job_queues.values()),
     )
     store = stack.store(output.rstrip("/"))
-    batch, observed = Control(store).name, observations_of(stack.store(store.uri.rpartition("/")[0]))
+    batch = Control(store).name
+    if batch in RESERVED:
+        raise UsageError(f"no batch can be called {batch}: beside batches that is a folder", remedy="choose another")
+    observed = observe.known(stack.place(store.uri), {Dataset.parse(name).instrument for name in listed.datasets})
     if options.dry_run:
         drawn = draw(store, listed, options, stack.settings, observed)
         return {"batch": batch, "dry_run": True, **drawn.plan.to_json(), "skipped": len(drawn.skipped)}
     accepted = accept(store, listed, options, stack.settings, observed, runner="aws", deployment=deployment.name)
+    stack.enter(store.uri)
     # A repetition sends them again: whoever was killed may not have come so far, and no shard is submitted twice.
     stack.send(deployment.shard_queue, ({"output": store.uri, "shard": name} for name in accepted.shards))
     return {**accepted.reply, "output": store.uri, "resumed": accepted.resumed}

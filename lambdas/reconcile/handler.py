@@ -1,4 +1,4 @@
-"""Every few minutes, what is planned, the states of datasets and the jobs are compared, and what differs is healed."""
+"""Every few minutes plans, states and jobs are compared, and what differs is healed; dead letters come once more."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from caldp.campaign import letters
 from caldp.campaign.deployment import NAMESPACE, PAUSES, RUNNABLE_AGE
 from caldp.campaign.reconcile import reconcile, reconcile_all
 from caldp.campaign.stack import Stack
@@ -21,7 +22,9 @@ metrics.set_default_dimensions(service=stack.deployment.name)
 @logger.inject_lambda_context
 @metrics.log_metrics
 def handler(event: dict[str, Any], context: LambdaContext) -> list[dict[str, Any]]:
-    """Reconcile the campaign that the event names, or all that are open."""
+    """Reconcile the campaign that the event names, or all that are open, after what could not be handled before."""
+    if not event.get("output"):
+        logger.info("dead letters", extra={"letters": letters.replay(stack).to_json()})
     reports = [reconcile(stack, event["output"])] if event.get("output") else reconcile_all(stack)
     for report in reports:
         logger.info("campaign", extra={"report": report.to_json()})
