@@ -89,6 +89,9 @@ perf: $(VENV)/.installed-test $(MINISTACK)
 	$(BIN)/python tests/perf/status.py
 	$(BIN)/python tests/perf/idle.py
 	$(BIN)/python tests/perf/publish.py
+	$(BIN)/python tests/perf/imports.py
+	$(BIN)/python tests/perf/plan.py
+	$(BIN)/python tests/perf/campaign_status.py
 
 # Of the oldest Python that the image may be built on.
 constraints: $(VENV)/.installed-test

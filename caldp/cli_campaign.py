@@ -22,6 +22,7 @@ from caldp.config import DEFAULT_CONFIG
 from caldp.dataset import Dataset
 from caldp.errors import CaldpError, Stop, UsageError
 from caldp.process import EXISTING, Interrupts
+from caldp.reporter import human_count
 from caldp.store import absolute_uri, open_store, parse_uri
 
 if TYPE_CHECKING:
@@ -322,7 +323,8 @@ def _submit(listing: str, output_uri: str, deployment: str, asked: dict[str, Any
         return
     estimate = reply["estimate"]
     again = " (it was there before; nothing is submitted twice)" if reply["resumed"] else ""
-    click.echo(f"campaign {reply['batch']}: {reply['accepted']:,} datasets in {reply['shards']:,} shards{again}")
+    datasets, shards = human_count(reply["accepted"], "dataset"), human_count(reply["shards"], "shard")
+    click.echo(f"campaign {reply['batch']}: {datasets} in {shards}{again}")
     for count, what in ((reply["rejected"], "rejected"), (reply["skipped"], "there already")):
         if count:
             click.echo(f"{count:,} {what}")

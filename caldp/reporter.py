@@ -666,6 +666,23 @@ def _failed(outcome: Outcome) -> bool:
     return outcome.exit_code != 0 or outcome.state == "error"
 
 
+def human_count(number: float, what: str) -> str:
+    """Write a number of things as ``1 dataset`` or ``1,200 datasets``.
+
+    Parameters
+    ----------
+    number : float
+        Rounded to a whole one.
+    what : str
+        One of them.
+
+    Returns
+    -------
+    str
+    """
+    return f"{number:,.0f} {what}{'' if round(number) == 1 else 's'}"
+
+
 def human_time(seconds: float) -> str:
     """Write a time as ``0.4 s``, ``38 s``, ``2 min 05 s`` or ``1 h 02 min``.
 

@@ -13,7 +13,8 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -190,9 +191,21 @@ def _client(aws: Mapping[str, str], anonymous: bool, options: dict[str, Any]) ->
     region = aws.get("AWS_REGION") or aws.get("AWS_DEFAULT_REGION") or session.get_config_variable("region")
     endpoint = aws.get("AWS_ENDPOINT_URL_S3") or aws.get("AWS_ENDPOINT_URL") or None
     session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
     return session.create_client(
         "s3", region_name=region or "us-east-1", endpoint_url=endpoint, config=Config(**ours | options)
     )
+
+
+def _time(value: Any) -> datetime:  # noqa: ANN401 - whatever an answer has there
+    """Read a time: botocore tries many forms, which takes three quarters of the time of reading a listing."""
+    from botocore.utils import parse_timestamp
+
+    if isinstance(value, str) and value[4:5] == "-":
+        with suppress(ValueError):
+            return datetime.fromisoformat(value)
+    parsed: datetime = parse_timestamp(value)
+    return parsed
 
 
 def _tries(aws: Mapping[str, str], session: Any) -> int:  # noqa: ANN401 - see client

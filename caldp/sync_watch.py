@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from caldp import messages
 from caldp.errors import CaldpError
-from caldp.reporter import Output, Pace, can_redraw, console, human_size, human_time, printable
+from caldp.reporter import Output, Pace, can_redraw, console, human_count, human_size, human_time, printable
 
 if TYPE_CHECKING:
     import rich.progress
@@ -146,9 +146,9 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        parts = [f"{_count(self.datasets, 'dataset')}, {_count(self.files, 'file')}, {human_size(self.bytes)}"]
-        parts[0] += f" in {human_time(self.seconds)} ({self.rate / 1e6:,.1f} MB/s)"
-        parts += [f"{_count(self.kept, 'file')} here already"] if self.kept else []
+        what = f"{human_count(self.datasets, 'dataset')}, {human_count(self.files, 'file')}, {human_size(self.bytes)}"
+        parts = [f"{what} in {human_time(self.seconds)} ({self.rate / 1e6:,.1f} MB/s)"]
+        parts += [f"{human_count(self.kept, 'file')} here already"] if self.kept else []
         parts += [f"{self.skipped:,} skipped", f"{len(self.failed):,} failed"]
         return "; ".join(parts)
 
@@ -247,13 +247,13 @@ class PlainWatch(QuietWatch):
     def found(self, count: int) -> None:
         """Say it."""
         super().found(count)
-        self.say("INFO", f"{_count(count, 'dataset')} to look at")
+        self.say("INFO", f"{human_count(count, 'dataset')} to look at")
 
     def moved(self, name: str, count: int) -> None:
         """Say how far it is, every ten seconds."""
         super().moved(name, count)
         if self._pace.due("downloaded", self._bytes, 0):
-            size, datasets = human_size(self._bytes), _count(self._found, "dataset")
+            size, datasets = human_size(self._bytes), human_count(self._found, "dataset")
             self.say("INFO", f"{size} downloaded, {self._settled:,} of {datasets} done")
 
     def settled(self, result: Result) -> None:
@@ -416,14 +416,10 @@ def _line(result: Result) -> str:
     """Say in a line what became of a dataset."""
     parts = [f"{result.dataset}: {result.state}"]
     if result.state in ("synced", "copied"):
-        parts.append(f"attempt {result.attempt}, {_count(result.files, 'file')}, {human_size(result.bytes)}")
-        parts += [f"{_count(result.kept, 'file')} here already"] if result.kept else []
+        parts.append(f"attempt {result.attempt}, {human_count(result.files, 'file')}, {human_size(result.bytes)}")
+        parts += [f"{human_count(result.kept, 'file')} here already"] if result.kept else []
         parts.append(human_time(result.seconds))
     return ", ".join([*parts, *([result.reason] if result.reason else [])])
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def open_watch(*, json: bool, quiet: bool, stdout: TextIO, stderr: TextIO) -> Watch:

@@ -37,7 +37,7 @@ from caldp.campaign.transitions import Move
 from caldp.dataset import INSTRUMENT_LETTERS, Dataset
 from caldp.errors import BusyError, CaldpError, OutputError, UsageError
 from caldp.messages import STATES, Claim, Status
-from caldp.reporter import printable
+from caldp.reporter import human_count, printable
 from caldp.store import Overwrite, Store, parse_uri
 
 #: What an operator can have done.
@@ -310,7 +310,10 @@ class Resolved:
 
     def __str__(self) -> str:
         options = [f"{name} {value}" for name, value in self._said().items()]
-        lines = [f"{self.order.verb}: {_count(len(self.targets))} of {self.batch}", *(f"  {text}" for text in options)]
+        lines = [
+            f"{self.order.verb}: {human_count(len(self.targets), 'dataset')} of {self.batch}",
+            *(f"  {text}" for text in options),
+        ]
         table: dict[str, Counter[str]] = {}
         for target in self.targets:
             table.setdefault(target.state, Counter())[Dataset.parse(target.dataset).instrument] += 1
@@ -330,10 +333,6 @@ class Resolved:
         if order.discard:
             said["their products are lost,"] = "whether they were archived or not"
         return {name: value for name, value in said.items() if value}
-
-
-def _count(number: int) -> str:
-    return f"{number:,} dataset{'' if number == 1 else 's'}"
 
 
 def _seen(order: Order, target: Target) -> str:
@@ -567,13 +566,16 @@ class Outcome:
 
     def __str__(self) -> str:
         word = {"cancel": "cancelled", "rescue": "placed again", "clean": "cleaned"}[self.verb]
-        text = f"{_count(len(self.done))} {word}"
+        text = f"{human_count(len(self.done), 'dataset')} {word}"
         if self.jobs:
-            text += f", {self.jobs:,} job{'' if self.jobs == 1 else 's'} ended"
+            text += f", {human_count(self.jobs, 'job')} ended"
         if self.objects:
             text += f", {self.objects:,} objects removed ({self.size / 1e6:,.1f} MB)"
-        return text + (f"; {_count(len(self.left))} left as {'it is' if len(self.left) == 1 else 'they are'}"
-                       if self.left else "")  # fmt: skip
+        if self.left:
+            text += (
+                f"; {human_count(len(self.left), 'dataset')} left as {'it is' if len(self.left) == 1 else 'they are'}"
+            )
+        return text
 
 
 def carry_out(
@@ -698,8 +700,9 @@ class _Worker:
             for _ in in_threads(lambda job: jobs.terminate(job, REASON), ids):
                 self.outcome.jobs += 1
         except (BotoCoreError, ClientError) as error:
+            count = human_count(len(stopped), "dataset")
             raise CaldpError(
-                f"{_count(len(stopped))} cancelled, but AWS Batch does not let their jobs be ended ({error})",
+                f"{count} cancelled, but AWS Batch does not let their jobs be ended ({error})",
                 remedy="check the credentials (batch:DescribeJobs, batch:TerminateJob), and cancel those with "
                 "--state cancelled again",
             ) from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from caldp import batch_text
 from caldp.campaign.progress import KINDS, Active, Progress
 from caldp.messages import STATES
-from caldp.reporter import human_size, human_time, printable
+from caldp.reporter import human_count, human_size, human_time, printable
 
 #: Lines of a list that a person is shown.
 _LINES = 20
@@ -107,9 +107,8 @@ def _pace(found: Progress) -> list[str]:
     if found.retries:
         waiting = f", {found.waiting:,.0f} wait for one" if found.waiting else ""
         why = ", ".join(f"{count:,.0f} {printable(cause)}" for cause, count in found.retry_causes.items())
-        lines.append(
-            f"{_about(found)}{found.retries:,.0f} more attempts of {found.retried:,.0f} datasets ({why}){waiting}"
-        )
+        attempts, datasets = human_count(found.retries, "more attempt"), human_count(found.retried, "dataset")
+        lines.append(f"{_about(found)}{attempts} of {datasets} ({why}){waiting}")
     if found.oldest:
         one = found.oldest
         lines.append(

@@ -12,7 +12,7 @@ from caldp.campaign.failures import Verdict
 from caldp.campaign.local import Outlook, Running, Summary, Watch
 from caldp.campaign.shards import Line
 from caldp.messages import STATES, Status
-from caldp.reporter import Output, Pace, can_redraw, console, human_size, human_time, printable
+from caldp.reporter import Output, Pace, can_redraw, console, human_count, human_size, human_time, printable
 
 if TYPE_CHECKING:
     import rich.live
@@ -96,7 +96,7 @@ class PlainWatch(QuietWatch):
 
     def begin(self, name: str, total: int) -> None:
         """Say it."""
-        self._line(f"campaign {name}: {total:,} datasets")
+        self._line(f"campaign {name}: {human_count(total, 'dataset')}")
 
     def ended(self, line: Line, status: Status, verdict: Verdict, seconds: float) -> None:
         """Say what became of it."""

@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +250,20 @@ def test_a_failure_waits_until_nothing_moves(tmp_path: Path) -> None:
         client.answer.set()
         raise ValueError("mine")
     assert future.done()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "2026-11-22T17:00:00.000Z",
+        "2026-11-22T17:00:00Z",
+        "Sun, 22 Nov 2026 17:00:00 GMT",
+        "2026-11-22 17:00 UTC",
+        1795366800,
+    ],
+)
+def test_times_are_what_botocore_takes_them_for(said: Any) -> None:
+    from botocore.utils import parse_timestamp
+
+    assert s3._time(said) == parse_timestamp(said)
+    assert s3._time(said).utcoffset() == timedelta(0)
