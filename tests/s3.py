@@ -161,17 +161,21 @@ def split(url: str) -> tuple[str, str]:
     return bucket, prefix
 
 
-def s3_places(*emulators: str) -> list[str]:
-    """Return where a test is to run: these emulators (without any: both), and on a real bucket if that is set.
+#: Where tests of what is above the store run: what the two do otherwise is the business of the store's own tests.
+BOTH = (pytest.param("moto", marks=pytest.mark.slow), "ministack")
+
+
+def s3_places(*emulators: str) -> list[Any]:
+    """Return where a test is to run: these emulators (without any: ``BOTH``), and on a real bucket if that is set.
 
     For the fixture ``s3_place``: ``@pytest.mark.parametrize("s3_place", s3_places(), indirect=True)``
     """
-    return [*(emulators or ("moto", "ministack")), *(["real"] if REAL_OUTPUTS else [])]
+    return [*(emulators or BOTH), *(["real"] if REAL_OUTPUTS else [])]
 
 
 def emulated(*emulators: str) -> pytest.MarkDecorator:
-    """Run a test on emulators alone (both): one that needs a proxy before the server, or a bucket of its own making."""
-    return pytest.mark.parametrize("s3_place", emulators or ("moto", "ministack"), indirect=True)
+    """Run a test on emulators alone: one that needs a proxy before the server, or a bucket of its own making."""
+    return pytest.mark.parametrize("s3_place", emulators or BOTH, indirect=True)
 
 
 @pytest.fixture

@@ -639,7 +639,7 @@ class S3Contract(SharedContract):
         assert {n: c for n, c in tree(store).items() if n != "x"} == dict.fromkeys("abcd", "new")
 
 
-@pytest.mark.parametrize("s3_place", s3_places(), indirect=True)
+@pytest.mark.parametrize("s3_place", s3_places("moto", "ministack"), indirect=True)
 class TestS3Store(S3Contract):
     """Servers that do not fail."""
 

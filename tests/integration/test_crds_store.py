@@ -29,7 +29,7 @@ from tests.desk import CONTEXT as REAL_CONTEXT
 from tests.desk import SCRIPTS, Result, shim, unpacked
 from tests.fakes.bestrefs import FakeBestrefs
 from tests.fakes.proxy import FaultyProxy, Request
-from tests.s3 import S3Place, s3_client, s3_places
+from tests.s3 import S3Place, emulated, s3_client, s3_places
 
 CONTEXT = "hst_0001.pmap"
 FLUX = "sim00001l_phot.fits"
@@ -41,7 +41,7 @@ ACQ = "ldfd01vlq"
 CHOSEN = {"BPIXTAB": "uas19356l_bpix.fits", "DEADTAB": "s7g1700ql_dead.fits", "FLATFILE": "x5v1944hl_flat.fits"}
 
 EMULATORS = ("moto", "ministack")
-on_emulators = pytest.mark.parametrize("s3_place", EMULATORS, indirect=True)
+on_emulators = emulated()
 on_one = pytest.mark.parametrize("s3_place", ["ministack"], indirect=True)
 anywhere = pytest.mark.parametrize("s3_place", s3_places(), indirect=True)
 

@@ -26,7 +26,7 @@ from caldp.telemetry import LOG_FILES
 from tests.conftest import FAKE_PROGRAMS
 from tests.desk import SCRIPTS, Result, assert_tidy
 from tests.fakes.proxy import FaultyProxy, Request
-from tests.s3 import S3Place, s3_places
+from tests.s3 import BOTH, S3Place
 
 NAME = "lsim01sxq"
 PREFIX = f"data/cos/{NAME}"
@@ -120,7 +120,7 @@ def cloud(
 emulated = pytest.mark.parametrize("s3_place", ["ministack"], indirect=True)
 
 
-@pytest.mark.parametrize("s3_place", s3_places("moto", "ministack")[:2], indirect=True)
+@pytest.mark.parametrize("s3_place", BOTH, indirect=True)
 def test_the_tree_of_the_readme_is_the_same_on_s3(cloud: Cloud) -> None:
     local = cloud.home / "OUT"
     argv = [str(SCRIPTS / "caldp-process"), NAME, "file:IN", f"file:{local}", str(cloud.config)]

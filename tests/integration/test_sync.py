@@ -510,7 +510,7 @@ def test_a_file_that_the_disk_does_not_take(batch: S3Store, home: Path, start: S
     publish(batch, NAME, small_products(NAME, size=1200))
     publish(batch, OTHERS[0], {"small.fits": b"x"})
 
-    def limit() -> None:  # well above what coverage writes of this process
+    def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
 
     code, _, err = end(start("sync", batch.uri, home, preexec_fn=limit))

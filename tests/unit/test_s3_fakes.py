@@ -370,7 +370,7 @@ def test_the_same_uploads_can_be_completed_again(bucket: Bucket) -> None:
     assert refused(bucket.abort_multipart_upload, "key", UploadId=upload) == (404, "NoSuchUpload")
 
 
-@pytest.mark.parametrize("s3_place", s3_places(), indirect=True)
+@pytest.mark.parametrize("s3_place", s3_places(*EMULATORS), indirect=True)
 def test_places(s3_place: S3Place) -> None:
     assert s3_place.outputs == f"s3://{s3_place.bucket}/{s3_place.prefix}"
     with s3_client(s3_place.endpoint) as client:
