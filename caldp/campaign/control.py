@@ -40,6 +40,11 @@ def log_key(dataset: str, attempt: int) -> str:
     return f"{LOGS}/{dataset}/{attempt}.log"
 
 
+def stream_key(dataset: str, attempt: int) -> str:
+    """Key of what the stream of CloudWatch Logs is called that a job on AWS logged to which failed."""
+    return f"{LOGS}/{dataset}/{attempt}.stream"
+
+
 def who() -> str:
     """Say who is at the keyboard: user and host."""
     try:

@@ -11,13 +11,14 @@ from typing import Any
 
 from caldp import messages
 from caldp.campaign import events, transitions
-from caldp.campaign.control import Control
+from caldp.campaign.control import Control, stream_key
 from caldp.campaign.failures import Ended, Evidence
 from caldp.campaign.stack import LONGEST_DELAY, Message, Stack, log
 from caldp.dataset import Dataset
 from caldp.errors import UsageError
 from caldp.manifest import verified
 from caldp.messages import Status
+from caldp.store import Overwrite
 
 #: Messages that have to wait on are sent again together, with a delay that is a multiple of so many seconds.
 _STEP = 30
@@ -62,6 +63,8 @@ def hear(stack: Stack, event: Mapping[str, Any]) -> str:
 
 def follow(stack: Stack, control: Control, ended: Ended) -> str:
     """Move a dataset whose job has ended, and have it tried again if that can help; return its state."""
+    if ended.log and not ended.succeeded:  # AWS Batch forgets it after a week, and a killed job has no other log
+        control.store.put(stream_key(ended.dataset, ended.attempt), f"{ended.log}\n".encode(), Overwrite())
     move, status = transitions.settle(
         control.store, ended, lambda: evidence(control, ended), stack.settings, lambda longest: _jitter(longest)
     )

@@ -272,6 +272,7 @@ class Runner:
         self._control, self._settings, self._command, self._watch = control, settings, command, watch
         self._store = control.store
         self._jobs, self._memory, self._jitter = jobs, memory, jitter
+        self._lines: dict[str, Line] = {}
         self._states: dict[str, str] = {}
         self._queue = _Queue()
         self._running: dict[str, Running] = {}
@@ -310,7 +311,7 @@ class Runner:
                 self._take_stock()
                 while True:
                     self._start(pool)
-                    if not self._running and (self._paused or not self._queue.late()):
+                    if not self._running and (self._paused or not (self._queue.late() or self._is_rescued())):
                         break  # what could not start by now never will
                     for future in self._wait():
                         self._conclude(self._futures.pop(future), future)
@@ -335,6 +336,7 @@ class Runner:
         for shard in self._control.shards():
             for line in self._control.lines(shard):
                 lines[line.dataset] = max(line, lines.get(line.dataset, line), key=lambda found: found.attempt)
+        self._lines = lines
         self._canary = set() if self._control.released() else set(self._control.plan().get("canary", ()))
         self._watch.begin(self._control.name, len(lines))
         for line, status in zip(lines.values(), in_threads(self._status, lines.values()), strict=True):
@@ -465,6 +467,16 @@ class Runner:
             status = messages.read(self._store, running.line.dataset)
             if status is not None and status.state == "cancelled":
                 running.cancelled.set()
+
+    def _is_rescued(self) -> bool:
+        """Enter the datasets that an operator has given another attempt after they had come to their end."""
+        ended = [self._lines[name] for name, state in self._states.items() if state in ("error", "cancelled")]
+        found = False
+        for line, status in zip(ended, in_threads(self._status, ended), strict=True):
+            if status is not None and status.state == "placed":
+                self._enter(self._again(line, status), "placed")
+                found = True
+        return found
 
     # ---- what became of it
 

@@ -7,6 +7,7 @@ Beside the batches of a deployment, and in the batch directory of a campaign on 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,7 +16,7 @@ from caldp.batch import in_threads
 from caldp.campaign.control import FOLDED, RESULTS, Control
 from caldp.campaign.plan import Observation, Observations, from_jsonl, to_jsonl
 from caldp.dataset import INSTRUMENT_LETTERS, Dataset
-from caldp.errors import OutputError
+from caldp.errors import OutputError, UsageError
 from caldp.store import ConflictError, Create, Overwrite, Store, Update
 
 FOLDER = "observations"
@@ -28,6 +29,8 @@ KEPT = 100_000
 
 #: Results that are read at once; what is left waits for the next time.
 MOST = 100_000
+
+_RECORD = re.compile(r"([0-9]+)\.([0-9]+)\.json")
 
 
 def key(instrument: str) -> str:
@@ -79,12 +82,13 @@ def gather(control: Control, datasets: Iterable[str]) -> list[Observation]:
     # One listing of all: each dataset has a folder of its own.
     for entry in control.store.walk(RESULTS):
         name, _, record = entry.key.removeprefix(f"{RESULTS}/").partition("/")
-        if name in wanted and _number(record) >= _number(last.get(name, "")):
+        if name in wanted and _number(record) > _number(last.get(name, "")):
             last[name] = record
 
     def observed(name: str) -> Observation | None:
         with suppress(OutputError):  # one that is damaged does not keep the others from it
-            return observation(control.read(f"{RESULTS}/{name}/{last[name]}"))
+            seen = observation(control.read(f"{RESULTS}/{name}/{last[name]}"))
+            return seen if seen is not None and seen.dataset == name else None
         return None
 
     return [seen for seen in in_threads(observed, sorted(last)) if seen is not None]
@@ -113,7 +117,7 @@ def observation(record: Mapping[str, Any] | None) -> Observation | None:
                 "rung": record["rung"],
             }
         )
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, UsageError):
         return None
 
 
@@ -171,8 +175,9 @@ def fold(control: Control, place: Store, datasets: Sequence[str], most: int = MO
 
 
 def _number(record: str) -> tuple[int, ...]:
-    """Order the records of a dataset, ``<attempt>.<retry>.json``."""
-    return tuple(int(part) for part in record.split(".") if part.isdigit())
+    """Return attempt and retry of a record, ``<attempt>.<retry>.json``; nothing for what is called otherwise."""
+    match = _RECORD.fullmatch(record)
+    return tuple(map(int, match.groups())) if match else ()
 
 
 def _kept(place: Store, instrument: str) -> tuple[list[Observation], str]:

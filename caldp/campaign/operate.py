@@ -25,7 +25,7 @@ from caldp import messages
 from caldp.batch import in_threads
 from caldp.campaign import lists, progress, settings, transitions
 from caldp.campaign.accept import observations_of
-from caldp.campaign.control import CLOSED, FOLDED, LOGS, RESULTS, Control, log_key, manifest_key, who
+from caldp.campaign.control import CLOSED, FOLDED, LOGS, RESULTS, Control, log_key, manifest_key, stream_key, who
 from caldp.campaign.failures import ROWS
 from caldp.campaign.jobs import Jobs, is_alive
 from caldp.campaign.lists import Options, Override
@@ -1111,10 +1111,10 @@ class _Reader:
         return _Object(self._store, key) if self._store.get(key) is not None else None
 
     def _stream(self, status: Status, attempt: int) -> str:
-        """Return the name of the stream that a job logged to, as it or AWS Batch tells; empty if nobody does."""
-        said = self._control.result(self.dataset, attempt, status.retry if status.attempt == attempt else 1) or {}
-        if said.get("log_stream"):
-            return str(said["log_stream"])
+        """Return the name of the stream that a job logged to, as was kept or AWS Batch tells; empty if nobody does."""
+        kept = self._store.get(stream_key(self.dataset, attempt))
+        if kept is not None:
+            return kept.data.decode("utf-8", errors="replace").strip()
         told = [entry for entry in (*status.history, status.to_json()) if isinstance(entry, dict)]
         job = next((e["job"] for e in reversed(told) if e.get("attempt") == attempt and e.get("job")), "")
         if not job or self._cloud is None or self._cloud.jobs is None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from caldp import messages
 from caldp.campaign import lists, operate, transitions
 from caldp.campaign.accept import accept
-from caldp.campaign.control import AUDIT, CLOSED, Control, claim_key, log_key, manifest_key, result_key
+from caldp.campaign.control import AUDIT, CLOSED, Control, claim_key, log_key, manifest_key, result_key, stream_key
 from caldp.campaign.failures import Ended, Evidence
 from caldp.campaign.lists import Options
 from caldp.campaign.operate import CLEANED, Cloud, Order, Resolved, Selector, carry_out, resolve
@@ -1092,6 +1092,8 @@ def test_logs_of_jobs_on_aws(store: Store, batch: FakeJobs) -> None:
     batch.records.clear()
     store.put(f"{Dataset.parse(ACS).prefix}/logs/process.txt", b"published\n", Create())
     assert lines_of(control, ACS, cloud=cloud) == ["published"]
+    store.put(stream_key(ACS, 1), b"2g/one\n", Create())
+    assert lines_of(control, ACS, 1, cloud=cloud) == ["1"]
 
 
 # ---- for people and machines
