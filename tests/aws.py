@@ -194,7 +194,7 @@ class Aws:
     # ---------------------------------------------------------------------------------------------------------- waiting
 
     @staticmethod
-    def wait_until(true: Callable[[], T], seconds: float = 30.0, what: str = "") -> T:
+    def wait_until(true: Callable[[], T], seconds: float = 120.0, what: str = "") -> T:
         """Ask until the answer is true, and return it; AssertionError with ``what`` if that takes too long."""
         deadline = time.monotonic() + seconds
         while not (answer := true()):

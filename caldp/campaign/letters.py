@@ -61,17 +61,24 @@ def replay(stack: Stack) -> Letters:
     }
     letters = Letters()
     for purpose, queue in sorted(deployment.dead_queues.items()):
-        found = list(stack.take(queue, MOST))
-        again = [message for message in found if _may_come_again(message)] if alive.get(purpose) else []
-        if again:
-            # Sent before it is removed: whoever is killed between the two sends it again, which does no harm.
-            stack.send(alive[purpose], ({**message.body, _REPLAYED: True} for message in again))
-            stack.remove(queue, again)
-            letters.replayed += len(again)
-        if left := len(found) - len(again):
-            letters.left[purpose] = left
-            log.error("%s holds %d messages that nobody could handle: look at them", queue, left)
+        try:
+            _replay(stack, purpose, queue, alive.get(purpose, ""), letters)
+        except Exception as error:  # noqa: BLE001 - a queue that cannot be had does not keep the others from it
+            log.error("%s: %s: %s", queue, type(error).__name__, error)
     return letters
+
+
+def _replay(stack: Stack, purpose: str, dead: str, alive: str, letters: Letters) -> None:
+    found = list(stack.take(dead, MOST))
+    again = [message for message in found if _may_come_again(message)] if alive else []
+    if again:
+        # Sent before it is removed: whoever is killed between the two sends it again, which does no harm.
+        stack.send(alive, ({**message.body, _REPLAYED: True} for message in again))
+        stack.remove(dead, again)
+        letters.replayed += len(again)
+    if left := len(found) - len(again):
+        letters.left[purpose] = left
+        log.error("%s: nobody could handle what is in it (%d): look at it", dead, left)
 
 
 def _may_come_again(message: Message) -> bool:

@@ -22,7 +22,7 @@ from caldp.campaign.progress import take_stock
 from caldp.campaign.shards import Line
 from caldp.campaign.stack import Stack, log
 from caldp.campaign.submit import NOTHING, SETTLED, read_claim
-from caldp.errors import OutputError
+from caldp.errors import OutputError, UsageError
 from caldp.messages import STATES, Status
 
 #: Seconds that news may need: after them what nobody has done yet was lost.
@@ -107,7 +107,11 @@ def open_batches(stack: Stack) -> Iterator[str]:
     """Return where the campaigns of a deployment are that have not come to their end."""
 
     def look(output: str) -> bool:
-        control = stack.control(output)
+        try:
+            control = stack.control(output)
+        except UsageError as error:  # of a batch elsewhere, in a bucket that the deployment has no more
+            log.error("%s", error)
+            return False
         return control.store.get(CLOSED) is None and control.planned() is not None
 
     outputs = stack.outputs()

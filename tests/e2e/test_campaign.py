@@ -43,7 +43,7 @@ FATES: dict[str, tuple[list[dict[str, Any]], tuple[Any, ...]]] = {
     "huge": ([{"hog": 200, "sleep": 2}], ("processed", 3, "top", "oom")),
     "vast": ([{"hog": 400, "sleep": 2}], ("error", 3, "top", "oom")),
     "child": ([{"exit": 32}, {}], ("processed", 2, "high", "oom")),
-    "slow": ([{"sleep": 60}, {}], ("processed", 2, "low", "timeout")),
+    "slow": ([{"sleep": 600}, {}], ("processed", 2, "low", "timeout")),
     "offline": ([{"exit": 26}, {"exit": 22}, {}], ("processed", 3, "low", "transient")),
     "killed": ([{"die": "begun"}, {}], ("processed", 2, "low", "unknown")),
     "twice": ([{"exit": 1}, {"exit": 1}], ("error", 2, "low", "deterministic")),
@@ -53,6 +53,7 @@ FATES: dict[str, tuple[list[dict[str, Any]], tuple[Any, ...]]] = {
 
 def test_a_dropped_list_comes_to_its_end_whatever_becomes_of_its_datasets(caldp: Deployed) -> None:
     """OOM, time-outs, killed and reclaimed hosts take their paths; SubmitJob is called once for each shard."""
+    caldp.begin(second=0.03)  # so that the one that takes too long is stopped after 18 s
     listed = names(COUNT)
     fated = dict(zip(FATES, listed[5::2], strict=False))
     caldp.tell(**{fated[fate]: told for fate, (told, _) in FATES.items()})
@@ -172,22 +173,26 @@ def test_events_that_come_twice_late_or_never(caldp: Deployed) -> None:
 def test_a_function_that_is_killed_is_started_again_by_its_queue(caldp: Deployed) -> None:
     """SIGKILL while it writes statuses; then SubmitJob that was done and answered with an error: one job each."""
     listed = names(25, 500)
-    with caldp.hidden("shards", 6):
-        caldp.invoke("on-list", {"datasets": listed, "batch": "killed"})
-        store = caldp.control("killed").store
-        Aws.wait_until(lambda: store.names("messages/dataset-submitted"), 20, "it has begun")
-        assert caldp.kill("submit-shards") > 0
-        assert caldp.jobs("killed") == [], "it was killed too late to tell anything"
+    with caldp.hidden("shards", 20):
+        for batch in ("killed", "killed-again", "killed-once-more"):
+            caldp.invoke("on-list", {"datasets": listed, "batch": batch})
+            store = caldp.control(batch).store
+            Aws.wait_until(lambda: store.names("messages/dataset-submitted"), what="it has begun")  # noqa: B023
+            assert caldp.kill("submit-shards") > 0
+            if not caldp.jobs(batch):
+                break  # else it was killed too late to tell anything
+        else:
+            pytest.fail("it is always faster")
         # Ten minutes later the claim is taken for abandoned.
-        caldp.an_hour_passes("killed")
-        caldp.work("killed")
-    assert caldp.ends("killed") == {name: ("processed", 1, "low", "") for name in listed}
-    caldp.assert_sound("killed", listed)
-    assert len(caldp.jobs("killed")) == 1
+        caldp.an_hour_passes(batch)
+        caldp.work(batch)
+    assert caldp.ends(batch) == {name: ("processed", 1, "low", "") for name in listed}
+    caldp.assert_sound(batch, listed)
+    assert len(caldp.jobs(batch)) == 1
 
     caldp.begin(lose_replies=1.0)
     calls = caldp.aws.stats()["calls"]["SubmitJob"]
-    with caldp.hidden("shards", 4):
+    with caldp.hidden("shards", 20):
         caldp.invoke("on-list", {"datasets": listed[:3], "batch": "lost"})
         caldp.work("lost")
     assert caldp.ends("lost") == {name: ("processed", 1, "low", "") for name in listed[:3]}
@@ -200,9 +205,9 @@ def test_a_function_that_hears_of_ends_is_killed(caldp: Deployed) -> None:
     """Its messages come back, and are taken again; nothing is lost."""
     listed = names(25, 560)
     caldp.tell(**{name: [{"exit": 26}, {}] for name in listed[::5]})
-    with caldp.hidden("events", 10):
+    with caldp.hidden("events", 30):
         caldp.invoke("on-list", {"datasets": listed, "batch": "deaf"})
-        Aws.wait_until(lambda: caldp.waiting("rescues"), 30, "the first end that was heard of")
+        Aws.wait_until(lambda: caldp.waiting("rescues"), what="the first end that was heard of")
         assert caldp.kill("on-batch-event") > 0
         caldp.work("deaf")
     expected = {name: ("processed", 1, "low", "") for name in listed}
@@ -231,9 +236,9 @@ def test_the_commands(caldp: Deployed, tmp_path: Path) -> None:
     done = caldp.campaign("submit", "list.ids", batch, "--deployment", "caldp-none")
     assert done.code == 2 and "there is no deployment caldp-none" in done.err
     done = caldp.campaign("submit", "list.ids", batch, "--deployment", NAME, "--label", "e2e")
-    assert done.code == 0 and "6 datasets in 1 shards" in done.out and "nonsense" in done.err
-    caldp.aws.wait_until(lambda: caldp.ends("typed").get(broken, ("",))[3:] == ("deterministic",), 30, "the broken one")
-    caldp.aws.wait_until(lambda: all(caldp.status("typed", name).state == "processing" for name in slow), 30)
+    assert done.code == 0 and "6 datasets in 1 shard\n" in done.out and "nonsense" in done.err
+    caldp.aws.wait_until(lambda: caldp.ends("typed").get(broken, ("",))[3:] == ("deterministic",))
+    caldp.aws.wait_until(lambda: all(caldp.status("typed", name).state == "processing" for name in slow))
 
     done = caldp.campaign("status", batch)
     assert done.code == 3 and "no exposures" in done.out
@@ -245,8 +250,8 @@ def test_the_commands(caldp: Deployed, tmp_path: Path) -> None:
     (token,) = re.findall(r"--yes ([0-9a-f]+)", shown.err)
     assert caldp.campaign("cancel", batch, slow[1], "--yes", token).code == 4, "the token is of another list"
     assert caldp.campaign("cancel", batch, slow[0], "--yes", token).code == 0
-    caldp.aws.wait_until(lambda: caldp.status("typed", slow[0]).state == "cancelled", 10)
-    caldp.aws.wait_until(lambda: caldp.aws.stats()["running"] == 1, 10, "its job has ended")
+    caldp.aws.wait_until(lambda: caldp.status("typed", slow[0]).state == "cancelled")
+    caldp.aws.wait_until(lambda: caldp.aws.stats()["running"] == 1, what="its job has ended")
     gate.touch()
     caldp.wait_quiet()
     done = caldp.campaign("status", batch)
@@ -286,7 +291,7 @@ def test_a_deployment_that_is_broken_pauses_campaigns(caldp: Deployed) -> None:
     caldp.aws.outcomes({**image, "name": "paused-a1-*-001-*", "times": 75})
     caldp.aws.switch(paused=True)
     caldp.invoke("on-list", {"datasets": listed, "batch": "paused"})
-    caldp.aws.wait_until(lambda: len(caldp.jobs("paused")) == 2, 30)
+    caldp.aws.wait_until(lambda: len(caldp.jobs("paused")) == 2)
     caldp.aws.switch(paused=False)
     caldp.wait_quiet()
     control = caldp.control("paused")

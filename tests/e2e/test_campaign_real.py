@@ -58,8 +58,8 @@ def test_simulated_exposures(caldp: Deployed) -> None:
     patient = {"datasets": f"{LARGE} {BROKEN} {STOPPED}", "time_limit": 2400, **options}
     caldp.drop("messages/placed/patient.yaml", patient)
     batch = caldp.batch_of("patient")
-    caldp.aws.wait_until(lambda: STOPPED in caldp.statuses(batch), 60)
-    caldp.aws.wait_until(lambda: caldp.status(batch, STOPPED).state == "processing", 120)
+    caldp.aws.wait_until(lambda: STOPPED in caldp.statuses(batch))
+    caldp.aws.wait_until(lambda: caldp.status(batch, STOPPED).state == "processing")
     shown = caldp.campaign("cancel", caldp.output(batch), STOPPED)
     (token,) = re.findall(r"--yes ([0-9a-f]+)", shown.err)
     assert caldp.campaign("cancel", caldp.output(batch), STOPPED, "--yes", token).code == 0

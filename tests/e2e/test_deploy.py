@@ -113,7 +113,7 @@ def test_from_a_list_to_jobs_and_from_events_to_a_queue(aws_server: Aws, deploye
     s3 = aws.client("s3")
     for key in ("elsewhere/list.txt", "a b/messages/placed/list 1.txt"):
         s3.put_object(Bucket=deployed.outputs["Bucket"], Key=key, Body=b"j8cb010b0 ldqhpbi9q")
-    stats = aws.wait_until(lambda: found if (found := aws.stats())["jobs"] else {}, 20.0, "a job")
+    stats = aws.wait_until(lambda: found if (found := aws.stats())["jobs"] else {}, what="a job")
     assert list(stats["jobs"]) == ["shard"]
     stats = aws.wait_idle()
     (parent,) = stats["jobs"]["shard"]
@@ -183,7 +183,7 @@ def test_a_stack_goes_away_again(aws: Aws, assembly: Path) -> None:
     aws.deploy(assembly / "Smoke.template.json", stack="Other")
     aws.client("cloudformation").delete_stack(StackName="Other")
     batch = aws.client("batch")
-    aws.wait_until(lambda: not batch.describe_compute_environments()["computeEnvironments"], 10.0)
+    aws.wait_until(lambda: not batch.describe_compute_environments()["computeEnvironments"])
     assert batch.describe_job_queues()["jobQueues"] == []
     assert batch.list_scheduling_policies()["schedulingPolicies"] == []
 

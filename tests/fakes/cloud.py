@@ -24,9 +24,11 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from caldp import batch, messages
-from caldp.campaign import accept, hear, progress, reconcile, submit, trigger
+from caldp.campaign import accept, hear, letters, observe, plan, progress, reconcile, stack, submit, trigger
+from caldp.campaign.control import result_key
 from caldp.campaign.deployment import Deployment
 from caldp.campaign.jobs import ALIVE, Ask, Jobs
+from caldp.campaign.letters import Letters
 from caldp.campaign.reconcile import Report
 from caldp.campaign.settings import DEFAULT, Settings
 from caldp.campaign.shards import parse_jsonl
@@ -35,7 +37,7 @@ from caldp.dataset import Dataset
 from caldp.errors import CaldpError, DuplicateError, S3UploadError
 from caldp.manifest import Manifest, verified
 from caldp.messages import Claim, Status
-from caldp.store import Blob, Overwrite, PutMode, Store
+from caldp.store import Blob, Entry, Overwrite, PutMode, Store
 from tests.fakes import events
 from tests.fakes.stores import InsistentStore, MemoryStore
 
@@ -53,6 +55,7 @@ DEPLOYMENT = Deployment(
     shard_queue="q:shards",
     event_queue="q:events",
     rescue_queue="q:rescues",
+    dead_queues={name: f"q:{name}-dead" for name in ("lists", "shards", "events", "rescues", "invocations")},
     job_queues={rung.name: f"caldp-{rung.name}" for rung in DEFAULT.rungs},
     job_definitions={rung.name: f"caldp-job-{rung.name}" for rung in DEFAULT.rungs},
     log_group="caldp",
@@ -222,6 +225,14 @@ class BucketStore(MemoryStore):
             self._cloud.lists += 1
             return sorted({key[len(below) :].partition("/")[0] for key in self._bucket.below(below)})
 
+    def walk(self, prefix: str) -> Iterator[Entry]:
+        below = f"{self._top}{prefix}/" if prefix else self._top
+        with self._lock:
+            self._cloud.lists += 1
+            found = [(key, len(self._bucket.objects[key])) for key in self._bucket.below(below)]
+        for key, size in found:
+            yield Entry(key.removeprefix(self._top), size, "")
+
     def damaged(self, prefix: str, files: Iterable[Mapping[str, Any]]) -> list[str]:
         tags = self._bucket.tags
         return [e["name"] for e in files if tags.get(f"{self._top}{prefix}/{e['name']}") != e["sha256"]]
@@ -248,10 +259,12 @@ class FakeQueue:
         Seconds for which a message that was taken is not seen.
     most : int, optional
         A message that was taken so often is put among the dead ones.
+    grave : FakeQueue, optional
+        The queue of these.
     """
 
-    def __init__(self, cloud: Cloud, hidden: float = 300, most: int = 5) -> None:
-        self._cloud, self._hidden, self._most = cloud, hidden, most
+    def __init__(self, cloud: Cloud, hidden: float = 300, most: int = 5, grave: FakeQueue | None = None) -> None:
+        self._cloud, self._hidden, self._most, self._grave = cloud, hidden, most, grave
         self._messages: dict[int, _Sent] = {}
         self._numbers = itertools.count()
         self._ready: list[int] = []
@@ -282,6 +295,8 @@ class FakeQueue:
             message = self._messages.get(number)
             if message is not None and message.receives >= self._most:
                 self.dead.append(message.body)
+                if self._grave is not None:
+                    self._grave.send(message.body)
                 del self._messages[number]
             elif message is not None:
                 message.receives += 1
@@ -558,6 +573,9 @@ class FakeJobs:
                 manifest = publish(store, mine)
                 if how.concludes:
                     messages.conclude(store, manifest.status())
+                if how.concludes and self._cloud.tells:
+                    record = json.dumps(used(mine)).encode()
+                    store.put(result_key(mine.dataset, mine.attempt, mine.retry), record, Overwrite())
             elif how.says and not how.good:
                 messages.advance(store, mine.failed(_error(how.exit_code or 1, mine.dataset)))
         self._end(job, index, how)
@@ -582,6 +600,23 @@ def _error(code: int, name: str) -> CaldpError:
     error = type("ToldError", (CaldpError,), {"exit_code": code})(f"{name}: as it was told")
     assert isinstance(error, CaldpError)
     return error
+
+
+def used(mine: Status, **more: Any) -> dict[str, Any]:
+    """Return what a job leaves of itself that has ended well, as far as later plans want to know it."""
+    return {
+        "dataset": mine.dataset,
+        "attempt": mine.attempt,
+        "retry": mine.retry,
+        "code": 0,
+        "recipe": plan.recipe(Dataset.parse(mine.dataset)),
+        "detector": "fuv",
+        "exposures": 4,
+        "rung": mine.rung,
+        "wall_s": 60.5,
+        "process_memory_bytes": 500 << 20,
+        **more,
+    }
 
 
 def publish(store: Store, mine: Status) -> Manifest:
@@ -674,6 +709,8 @@ class Cloud:
     ----------
     lost, twice : float
         Shares of the ends of jobs that nobody is told, and of the messages that come twice.
+    tells : bool
+        Whether jobs leave a record of what they have used.
     failed : Counter
         Calls of functions that failed, by function and error.
     """
@@ -686,16 +723,19 @@ class Cloud:
         self.buckets: dict[str, Bucket] = {}
         self.gets = self.lists = 0
         self.writes: list[str] = []
-        self.queues = {
-            DEPLOYMENT.list_queue: FakeQueue(self, 5400, 3),
-            DEPLOYMENT.shard_queue: FakeQueue(self, 1800),
-            DEPLOYMENT.event_queue: FakeQueue(self, 720),
-            DEPLOYMENT.rescue_queue: FakeQueue(self, 600, 10),
+        dead = {name: FakeQueue(self, 60, 10**9) for name in DEPLOYMENT.dead_queues}
+        self._alive = {
+            DEPLOYMENT.list_queue: FakeQueue(self, 5400, 3, dead["lists"]),
+            DEPLOYMENT.shard_queue: FakeQueue(self, 1800, 5, dead["shards"]),
+            DEPLOYMENT.event_queue: FakeQueue(self, 720, 5, dead["events"]),
+            DEPLOYMENT.rescue_queue: FakeQueue(self, 600, 10, dead["rescues"]),
         }
+        self.queues = {**self._alive, **{url: dead[name] for name, url in DEPLOYMENT.dead_queues.items()}}
         self.jobs = FakeJobs(self)
         self.stack = FakeStack(self, figures)
-        self.lost = 0.0
+        self.lost, self.tells = 0.0, False
         self.failed: Counter[str] = Counter()
+        self.letters = Letters()
         self.reports: list[Report] = []
         self._quiet = False
 
@@ -707,7 +747,7 @@ class Cloud:
         cloud = cls(figures, seed)
         monkeypatch.setattr(messages, "now", lambda: messages._iso(cloud.clock()))
         # Nothing here waits, and writes come in the same order each time.
-        for module in () if threads else (accept, batch, progress, reconcile, submit):
+        for module in () if threads else (accept, batch, observe, progress, reconcile, stack, submit):
             monkeypatch.setattr(module, "in_threads", map)
         return cloud
 
@@ -807,6 +847,7 @@ class Cloud:
 
     def reconcile(self) -> list[Report]:
         """Call it, as every ten minutes."""
+        self.letters = letters.replay(self.stack)
         self.reports = reconcile.reconcile_all(self.stack)
         return self.reports
 
@@ -846,7 +887,7 @@ class Cloud:
                     self._armed(name, victim)
             if minute % 10 == 9:
                 self._armed("reconcile", victim)
-                if not any(len(queue) for queue in self.queues.values()) and self._closed():
+                if not any(len(queue) for queue in self._alive.values()) and self._closed():
                     return minute + 1
             self.clock.advance(60)
         raise AssertionError(f"it never ends: {[str(report) for report in self.reports]}, {self.failed}")

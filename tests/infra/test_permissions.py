@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from caldp import messages
-from caldp.campaign import control
+from caldp.campaign import control, observe
+from caldp.campaign.stack import ELSEWHERE
 from tests.infra import snapshot
 from tests.infra.conftest import Synthesize, changed
 from tests.infra.template import Template
@@ -20,7 +21,7 @@ STATUS = f"messages/status/{DATASET}.json"
 SHOWN = [f"messages/{folder}/{DATASET}" for _, folder in messages.STATES.values() if folder]
 RECORDS = [
     *(control.REQUEST, control.PLAN, control.REJECTED, control.OBSERVATIONS, control.PAUSE, control.AUDIT),
-    *(control.RELEASED, control.CLOSED, control.manifest_key("s-1"), control.claim_key("s-1")),
+    *(control.RELEASED, control.CLOSED, control.FOLDED, control.manifest_key("s-1"), control.claim_key("s-1")),
 ]
 PRODUCT = f"data/cos/{DATASET}/manifest.json"
 LISTS = ["messages/placed/a.txt", "control/placed/a.txt", "b/messages/placed/a.txt", "a/b/control/placed/x.json"]
@@ -101,7 +102,7 @@ def test_nothing_but_people_drops_lists(role: str, dev: Template) -> None:
         ("submit-shards", [*RECORDS, STATUS, *SHOWN], []),
         ("drain-rescues", RECORDS, ["rescues", "shards"]),
         ("on-batch-event", [*RECORDS, STATUS, *SHOWN], ["rescues"]),
-        ("reconcile", [*RECORDS, STATUS, *SHOWN], ["rescues", "shards"]),
+        ("reconcile", [*RECORDS, STATUS, *SHOWN], ["lists", "shards", "events", "rescues"]),
     ],
 )
 def test_a_function_writes_and_sends_what_is_its_work(
@@ -128,10 +129,32 @@ def test_a_list_that_is_refused_gets_its_reason_beside_it(dev: Template) -> None
         assert dev.allows("on-list", "s3:PutObject", f"<Outputs>/{key}")
 
 
-def test_observations_are_beside_the_batches(dev: Template) -> None:
-    key = f"<Outputs>/{control.OBSERVATIONS}"
-    assert dev.allows("on-list", "s3:GetObject", key)
-    assert dev.allows("reconcile", "s3:PutObject", key)
+@pytest.mark.parametrize("place", ["", "b/", "deeper/b/"])
+def test_observations_are_beside_the_batches_and_beside_those_elsewhere(place: str, dev: Template) -> None:
+    for instrument in observe.INSTRUMENTS:
+        name = f"<Outputs>/{place}{observe.key(instrument)}"
+        for role in (*FUNCTIONS, "job"):
+            assert dev.allows(role, "s3:GetObject", name) == (role in ("on-list", "reconcile")), role
+            assert dev.allows(role, "s3:PutObject", name) == (role == "reconcile"), role
+    for other in ("observations/other.jsonl", "observations/cos.jsonl.old", "cos.jsonl"):
+        assert not dev.allows("reconcile", "s3:PutObject", f"<Outputs>/{place}{other}"), other
+
+
+def test_batches_elsewhere_are_entered_by_who_makes_them_and_read_by_who_looks_after_them(dev: Template) -> None:
+    name = f"<Outputs>/{ELSEWHERE}/0123456789abcdef"
+    for role in (*FUNCTIONS, "job"):
+        assert dev.allows(role, "s3:PutObject", name) == (role == "on-list"), role
+        assert dev.allows(role, "s3:GetObject", name) == (role == "reconcile"), role
+        assert not dev.allows(role, "s3:DeleteObject", name), role
+
+
+@pytest.mark.parametrize("action", ["sqs:ReceiveMessage", "sqs:DeleteMessage"])
+def test_dead_letters_are_taken_by_who_sends_them_again(action: str, dev: Template) -> None:
+    for purpose in ("lists", "shards", "events", "rescues", "invocations"):
+        for role in (*FUNCTIONS, "job"):
+            dead = f"sqs:::caldp-dev-{purpose}-dead"
+            assert dev.allows(role, action, dead) == (role == "reconcile"), (role, purpose)
+            assert not dev.allows("reconcile", action, f"sqs:::caldp-dev-{purpose}"), purpose
 
 
 def test_with_a_prefix_nothing_beyond_it_is_touched(synthesize: Synthesize) -> None:

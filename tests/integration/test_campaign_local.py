@@ -17,12 +17,13 @@ import psutil
 import pytest
 
 from caldp import messages
-from caldp.campaign import local, settings
+from caldp.campaign import local, observe, settings
 from caldp.campaign.accept import accept
 from caldp.campaign.control import Control
 from caldp.campaign.failures import Verdict
 from caldp.campaign.lists import Options, read
 from caldp.campaign.local import Command, Outlook, Runner, Summary
+from caldp.campaign.plan import Observation, Observations, from_jsonl
 from caldp.campaign.shards import Line
 from caldp.errors import BusyError, OutputError, Stop, UsageError
 from caldp.messages import Status
@@ -31,6 +32,7 @@ from tests.fakes.job import Camp
 from tests.fakes.processed import names
 
 ONE, TWO, THREE, FOUR, FIVE, SIX = names(6)
+MIB = 1 << 20
 
 
 class Recorder:
@@ -372,6 +374,24 @@ def test_canaries_that_die_stop_the_rest(canaries: Camp, watch: Recorder) -> Non
     canaries.assert_sound()
 
 
+def test_canaries_that_died_before_count_when_the_campaign_goes_on(canaries: Camp, watch: Recorder) -> None:
+    """The runner was killed before it could pause; nobody has seen what became of them."""
+    canaries.behave(others={"exit": 21})
+    execute(canaries, watch)
+    control = Control(canaries.store)
+    control.unpause()
+    canaries.behave()
+    assert execute(canaries, watch).paused == "100% of the 4 datasets that went first failed for good"
+    assert {name for name, _ in canaries.begun()} == set(control.plan()["canary"])
+    assert not control.released()
+    # Now somebody has, however often it must go on.
+    canaries.behave(others={"exit": 21})
+    assert execute(canaries, watch, jobs=1).states == {"error": 8}
+    assert (control.released(), control.paused()) == (True, "")
+    assert execute(canaries, watch).exit_status == 1
+    canaries.assert_sound()
+
+
 def test_the_same_failure_twice_counts_for_canaries(canaries: Camp, watch: Recorder) -> None:
     canaries.behave(others={"exit": 1})
     assert execute(canaries, watch).exit_status == 3
@@ -385,6 +405,56 @@ def test_a_few_canaries_may_die(tmp_path: Path, watch: Recorder) -> None:
     one = accept(camp.store, listed, Options(), figures, runner="local").control.plan()["canary"][0]
     camp.behave(**{one: {"exit": 21}})
     assert execute(camp, watch).states == {"processed": 7, "error": 1}
+
+
+# ---- what jobs have used
+
+
+def kept(camp: Camp) -> dict[str, Observation]:
+    found = {seen.dataset: seen for seen in from_jsonl((camp.out / observe.key("cos")).read_bytes())}
+    assert all(seen.memory > MIB and 0 < seen.seconds < 90 for seen in found.values())
+    return found
+
+
+def test_what_jobs_have_used_is_kept(camp: Camp, run: Run, watch: Recorder) -> None:
+    camp.behave(**{ONE: {"hog": 60, "sleep": 0.5}, TWO: {"exit": 21}, THREE: [{"exit": 31}, {}]})
+    run()
+    found = kept(camp)
+    assert {name: seen.rung for name, seen in found.items()} == {ONE: "low", THREE: "middle"}
+    assert found[ONE].memory > 60 * MIB > found[THREE].memory and found[ONE].seconds > 0.5
+    assert not watch.said
+
+
+def test_a_campaign_that_is_paused_keeps_what_it_has(canaries: Camp, watch: Recorder) -> None:
+    canaries.behave(others={"exit": 21})
+    assert execute(canaries, watch).exit_status == 3
+    assert not (canaries.out / observe.FOLDER).exists()
+    canaries.behave()
+    execute(canaries, watch)
+    assert len(kept(canaries)) == 4
+
+
+def test_what_cannot_be_kept_is_told_and_fails_nothing(camp: Camp, run: Run, watch: Recorder) -> None:
+    (camp.out / observe.FOLDER).mkdir(parents=True)
+    (camp.out / observe.key("cos")).write_text("nonsense\n")
+    assert run().exit_status == 0
+    (said,) = watch.said
+    assert said.startswith("what jobs have used is not kept: ") and "cos.jsonl: line 1 is damaged" in said
+    assert (camp.out / observe.key("cos")).read_text() == "nonsense\n"
+
+
+def test_a_later_campaign_is_planned_with_it(camp: Camp, run: Run, tmp_path: Path) -> None:
+    run()
+    path = camp.out / observe.key("cos")
+    path.write_text(path.read_text().replace('"recipe": ""', '"recipe": "calcos"'))  # a fake has no programs
+    (tmp_path / "later").mkdir()
+    later = Camp.at(tmp_path / "later", names(4))
+    listed = read((later.home / "list.ids").read_bytes(), "list.ids")
+    figures = settings.load(later.home / "settings.toml")
+    control = accept(later.store, listed, Options(), figures, observe.known(camp.store), runner="local").control
+    why = {line.dataset: line.why for shard in control.shards() for line in control.lines(shard)}
+    assert ["observed of it" in why[name] for name in names(4)] == [True, True, True, False]
+    assert Observations.parse((later.out / "control" / "observations.jsonl").read_bytes()).jsonl() == path.read_bytes()
 
 
 # ---- operators

@@ -10,19 +10,27 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import click.testing
 import pytest
+from moto import mock_aws
 
+from caldp.campaign.deployment import Deployment, parameter, settings_parameter
+from caldp.campaign.observe import learn
+from caldp.campaign.plan import Observation
+from caldp.campaign.settings import DEFAULT
 from caldp.cli import main
 from caldp.simulate.campaign import BROKEN, DATASETS, LARGE
+from caldp.store import open_store
 from tests.desk import SCRIPTS, small_disk
 from tests.fakes import processed
 from tests.fakes.job import SETTINGS, Camp
 from tests.fakes.processed import names
+from tests.s3 import s3_environment
 
 ONE, TWO, THREE = names(3)
 
@@ -31,6 +39,17 @@ ONE, TWO, THREE = names(3)
 def camp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Camp:
     monkeypatch.chdir(tmp_path)
     return Camp.at(tmp_path, names(3))
+
+
+@pytest.fixture
+def aws_of_moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """S3 and Systems Manager, in this process."""
+    for name, value in s3_environment("", {}).items():
+        if name != "AWS_ENDPOINT_URL":
+            monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with mock_aws():
+        yield
 
 
 def plan(*args: str) -> click.testing.Result:
@@ -74,6 +93,77 @@ def test_a_dry_run_writes_nothing(camp: Camp) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "--dry-run and --resume do not go together" in done.stderr
     assert tree(camp.home) == before
+
+
+# ---- what was observed
+
+
+def observe_earlier(camp: Camp, name: str, memory: int = 130) -> str:
+    """Let an earlier campaign have seen what a dataset needs, in MiB; return what to type."""
+    used = Observation(name, "cos", "fuv", "ipppssoot", 4, "calcos", memory << 20, 30.0, "low")
+    learn(open_store(f"file:{camp.home / 'EARLIER'}"), [used])
+    return "--observations=file:EARLIER"
+
+
+def test_a_plan_by_what_was_observed(camp: Camp) -> None:
+    observed = observe_earlier(camp, ONE)
+    found = planned("list.ids", "--settings", "settings.toml", observed)
+    assert (found["classes"], found["unobserved"]) == ({"low-1m": 2, "middle-1m": 1}, 2)
+    assert planned("list.ids", "--settings", "settings.toml")["unobserved"] == 3
+    done = camp.submit("--dry-run", observed)
+    assert (done.returncode, done.stdout.splitlines()[2].split()) == (0, ["middle-1m", "1"])
+
+
+def test_a_campaign_by_what_was_observed(camp: Camp) -> None:
+    assert camp.submit(observe_earlier(camp, ONE)).returncode == 0
+    assert [camp.status(name).rung for name in names(3)] == ["middle", "low", "low"]
+    kept = (camp.out / "control" / "observations.jsonl").read_bytes()
+    assert kept == (camp.home / "EARLIER" / "observations" / "cos.jsonl").read_bytes()
+    # It stays as it was planned, whatever is observed later.
+    observe_earlier(camp, TWO)
+    before = tree(camp.out)
+    assert camp.submit("--observations=file:EARLIER").returncode == 0
+    assert tree(camp.out) == before
+
+
+def test_a_place_where_nothing_was_observed(camp: Camp) -> None:
+    for place in ("file:nowhere", "file:IN"):
+        found = planned("list.ids", "--settings", "settings.toml", "--observations", place)
+        assert found["unobserved"] == 3
+    assert not Path("nowhere").exists()
+
+
+def test_observations_that_are_damaged(camp: Camp) -> None:
+    observed = observe_earlier(camp, ONE)
+    (camp.home / "EARLIER" / "observations" / "cos.jsonl").write_text("nonsense\n")
+    for done in (plan("list.ids", observed), camp.submit(observed)):
+        code = done.exit_code if isinstance(done, click.testing.Result) else done.returncode
+        assert (code, done.stdout, len(done.stderr.splitlines())) == (29, "", 1)
+        assert "observations/cos.jsonl: line 1 is damaged" in done.stderr
+    assert not camp.out.exists()
+    # Those of other instruments do not matter.
+    (camp.home / "list.ids").write_text("o8l7sws9q")
+    assert planned("list.ids", observed)["unobserved"] == 1
+
+
+def test_on_aws_a_plan_goes_by_what_the_deployment_knows(camp: Camp, aws_of_moto: None) -> None:
+    known = Deployment(
+        **{"name": "caldp-test", "buckets": ("outputs",), "output": "s3://outputs/runs", "log_group": "l"},
+        **{"list_queue": "l", "shard_queue": "s", "rescue_queue": "r"},
+        **{"job_queues": {"2g": "q"}, "job_definitions": {"2g": "d"}},
+    )
+    ssm = boto3.client("ssm")
+    for name, record in ((parameter, known), (settings_parameter, DEFAULT)):
+        ssm.put_parameter(Name=name("caldp-test"), Value=json.dumps(record.to_json()), Type="String")
+    boto3.client("s3").create_bucket(Bucket="outputs")
+    where = ("list.ids", "s3://outputs/runs/batch", "--deployment", "caldp-test")
+    assert planned(*where)["unobserved"] == 3
+    observed = observe_earlier(camp, TWO)
+    used = (camp.home / "EARLIER" / "observations" / "cos.jsonl").read_bytes()
+    boto3.client("s3").put_object(Bucket="outputs", Key="runs/observations/cos.jsonl", Body=used)
+    assert planned(*where)["unobserved"] == 2
+    observe_earlier(camp, ONE)
+    assert planned(*where, observed)["unobserved"] == 1
 
 
 BOTH = f"{ONE}\n{TWO.upper()}  # the second\n"
@@ -156,6 +246,12 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "an unknown form": (["list.pdf", "file:OUT"], 2, "list.pdf: lists do not end in .pdf"),
     "a bucket": (["list.ids", "s3://bucket/batch"], 2, "nobody says which stack runs it; give --deployment NAME"),
     "no place": (["list.ids", "OUT"], 2, "OUT"),
+    "observations on AWS": (
+        ["list.ids", "s3://bucket/batch", "--observations", "file:EARLIER", "--deployment", "caldp-test"],
+        2,
+        "--observations is for campaigns on this machine; on AWS the deployment decides",
+    ),
+    "no place of observations": (["list.ids", "file:OUT", "--observations", "EARLIER"], 2, "'EARLIER' is not an input"),
     "not a directory": (["list.ids", "file:list.ids"], 29, "list.ids"),
     "nothing to resume": (["--resume", "file:OUT"], 2, "is no campaign: there is no control/request.json"),
     "no settings": (["list.ids", "file:OUT", "--settings", "no.toml"], 2, "no.toml cannot be read"),
@@ -462,3 +558,6 @@ def test_the_demonstration(tmp_path: Path) -> None:
     assert {state: count for state, count in counts.items() if count} == {"processed": 7, "error": 1}
     again = [json.loads(line) for line in caldp(*submit, code=1).splitlines()]
     assert [event["event"] for event in again if event["event"] != "progress"] == ["begin", "finished"]
+    observed = "--observations=file:demo/outputs"
+    later = json.loads(caldp("campaign", "plan", "demo/datasets.ids", observed, "--json", code=0))
+    assert (later["datasets"], later["unobserved"]) == (8, 1), "of all but the broken one it is known what they need"

@@ -13,7 +13,8 @@ import pytest
 from caldp import messages
 from caldp.campaign import hear
 from caldp.campaign.accept import accept
-from caldp.campaign.control import REQUEST, Control
+from caldp.campaign.control import REQUEST, Control, result_key
+from caldp.campaign.failures import Ended
 from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.settings import DEFAULT
 from caldp.campaign.shards import Line, jsonl
@@ -115,6 +116,31 @@ def test_a_cancelled_dataset_stays_so(cloud: Cloud) -> None:
     messages.advance(cloud.quiet_store(), Status(NAMES[0], 1, "cancelled", rung="2g"))
     assert hear.hear(cloud.stack, event) == "cancelled"
     assert not waiting(cloud)
+
+
+def took_over(cloud: Cloud, job: str) -> Ended:
+    """Let a run have taken the first dataset over from a start before it; return the end of its job."""
+    store, event = cloud.quiet_store(), end(cloud, "unknown")[0]
+    messages.advance(store, replace(status(cloud), retry=2, run="run-2", job=job))
+    said = {"code": 1, "retriable": False, "reason": "no such aperture", "fingerprint": "0123456789ab"}
+    store.put(result_key(NAMES[0], 1, 2), json.dumps(said).encode(), Overwrite())
+    assert hear.hear(cloud.stack, event) == ("error" if job == "job-1:0" else "processing")
+    return Ended(NAMES[0], 1, succeeded=False, exit_code=1, job="job-1:0", retry=1)
+
+
+def test_what_a_run_said_that_took_over_counts(cloud: Cloud) -> None:
+    ended = took_over(cloud, "job-1:0")
+    now = status(cloud)
+    assert (now.cause, now.reason, now.fingerprint) == ("deterministic", "no such aperture", "0123456789ab")
+    assert hear.evidence(Control(cloud.quiet_store()), ended).told("retriable") is False
+
+
+def test_what_the_run_of_another_job_said_does_not_count(cloud: Cloud) -> None:
+    ended = took_over(cloud, "job-7")
+    control = Control(cloud.quiet_store())
+    assert hear.evidence(control, ended).result is None
+    cloud.quiet_store().put(result_key(NAMES[0], 1), b'{"code": 1}', Overwrite())
+    assert hear.evidence(control, replace(ended, job="job-7")).result == {"code": 1}, "its own counts first"
 
 
 # ---- whose

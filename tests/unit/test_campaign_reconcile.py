@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from caldp import messages
+from caldp.campaign import observe
 from caldp.campaign.accept import accept
-from caldp.campaign.control import CLOSED, PAUSE, RELEASED, Control, claim_key
+from caldp.campaign.control import CLOSED, FOLDED, PAUSE, RELEASED, Control, claim_key
 from caldp.campaign.lists import DatasetList, Options
+from caldp.campaign.operate import Order, Selector, carry_out, resolve
+from caldp.campaign.plan import from_jsonl
 from caldp.campaign.reconcile import GRACE, TOO_LONG, Report, open_batches, reconcile, reconcile_all
 from caldp.campaign.settings import DEFAULT
+from caldp.campaign.stack import ELSEWHERE
 from caldp.campaign.submit import SETTLED, read_claim
 from caldp.errors import UsageError
 from caldp.messages import Status
@@ -55,7 +60,7 @@ def once(cloud: Cloud) -> Report:
     writes = len(cloud.writes)
     again = reconcile(cloud.stack, OUTPUT)
     written = [what for what in cloud.writes[writes:] if not what.startswith("send to")]
-    assert not [what for what in written if CLOSED not in what], written
+    assert not [what for what in written if CLOSED not in what and FOLDED not in what], written
     assert not (again.heard or again.lost or again.repaired or again.terminated), again
     return report
 
@@ -522,6 +527,99 @@ def test_all_that_are_open_are_reconciled(cloud: Cloud, caplog: pytest.LogCaptur
     cloud.quiet_store(PARENT).put("README", b"", Create())
     assert sorted(report.batch for report in reconcile_all(cloud.stack)) == [f"{PARENT}/another", OUTPUT]
     assert "damaged cannot be reconciled: InputError" in caplog.text
+
+
+@pytest.mark.parametrize("entry", ["s3://gone/x", "", "nonsense", "file:/tmp/x", "\udcff"])
+def test_a_place_that_the_deployment_does_not_have_keeps_no_other_from_it(
+    cloud: Cloud, entry: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = entry.encode(errors="surrogateescape")
+    cloud.quiet_store(PARENT).put(f"{ELSEWHERE}/0123456789abcdef", text, Overwrite())
+    assert [report.batch for report in reconcile_all(cloud.stack)] == [OUTPUT]
+    assert "in no bucket of caldp-test" in caplog.text or "not an input or output" in caplog.text
+
+
+# ---- what was used
+
+
+@pytest.fixture
+def used(cloud: Cloud) -> Cloud:
+    """A campaign all of whose jobs have ended and left a record, but for one that failed for good."""
+    cloud.lost, cloud.tells = 0.0, True
+    submit(cloud)
+    cloud.jobs.run(ends({NAMES[1]: "deterministic"}, "ok"))
+    cloud.call("on_batch_event")
+    return cloud
+
+
+def kept(cloud: Cloud) -> list[str]:
+    blob = cloud.quiet_store(PARENT).get(observe.key("cos"))
+    return [seen.dataset for seen in from_jsonl(blob.data)] if blob is not None else []
+
+
+GOOD = [NAMES[0], *NAMES[2:]]
+
+
+def test_what_was_used_is_kept_before_it_closes(used: Cloud) -> None:
+    assert once(used).closed
+    assert kept(used) == GOOD
+    assert used.writes[-3:] == [f"put {observe.key('cos')}", f"put {FOLDED}", f"put {CLOSED}"]
+
+
+def test_it_does_not_close_while_that_cannot_be_kept(used: Cloud, caplog: pytest.LogCaptureFixture) -> None:
+    place = used.quiet_store(PARENT)
+    place.put(observe.key("cos"), b"nonsense", Overwrite())
+    assert reconcile_all(used.stack) == []
+    assert "batch-22 cannot be reconciled: OutputError" in caplog.text and "cos.jsonl" in caplog.text
+    assert used.quiet_store().get(CLOSED) is None and used.quiet_store().get(FOLDED) is None
+    place.delete(observe.key("cos"))
+    assert [report.closed for report in reconcile_all(used.stack)] == [True]
+    assert kept(used) == GOOD
+
+
+def test_a_large_campaign_is_kept_in_several_passes(used: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observe, "fold", partial(observe.fold, most=1))
+    for count, closed in ((1, False), (2, False), (3, True)):
+        report = reconcile(used.stack, OUTPUT)
+        assert (report.closed, report.changed, report.open) == (closed, False, 0)
+        assert kept(used) == GOOD[:count]
+        assert (used.quiet_store().get(CLOSED) is not None) == closed
+
+
+def test_what_is_still_open_is_not_kept(cloud: Cloud) -> None:
+    cloud.lost, cloud.tells = 0.0, True
+    submit(cloud)
+    cloud.jobs.run(ends(dict.fromkeys(NAMES[:2], "ok")))
+    cloud.call("on_batch_event")
+    assert not once(cloud).closed and kept(cloud) == []
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_whoever_is_killed_while_he_closes_keeps_all_of_it(monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+    def world() -> Cloud:
+        cloud = Cloud.at(monkeypatch, FIGURES)
+        cloud.tells = True
+        begin(cloud)
+        return cloud
+
+    (cloud := world()).work(ends({}, "ok"), victim="reconcile")
+    writes = cloud.switch.count
+    assert writes >= 3
+    for at in range(1, writes + 1):
+        cloud = world()
+        cloud.switch.at, cloud.switch.before = at, before
+        cloud.work(ends({}, "ok"), victim="reconcile")
+        assert cloud.failed["reconcile Killed"] == 1 and kept(cloud) == NAMES
+
+
+def test_what_a_rescued_dataset_has_used_is_kept_too(used: Cloud) -> None:
+    reconcile(used.stack, OUTPUT)
+    control = Control(used.quiet_store())
+    found = resolve(control, Order("rescue"), Selector((NAMES[1],)))
+    now = {"due": used.clock().isoformat()}
+    carry_out(control, found, send=lambda bodies: used.stack.send(RESCUES, [{**body, **now} for body in bodies]))
+    used.work(ends({}, "ok"))
+    assert kept(used) == [*GOOD, NAMES[1]]
 
 
 def test_what_is_no_campaign(cloud: Cloud) -> None:

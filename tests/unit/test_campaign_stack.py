@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -12,10 +13,10 @@ from botocore.exceptions import BotoCoreError
 from moto import mock_aws
 
 from caldp.campaign.settings import DEFAULT
-from caldp.campaign.stack import LONGEST_DELAY, Stack
+from caldp.campaign.stack import ELSEWHERE, LONGEST_DELAY, Stack
 from caldp.errors import UsageError
 from caldp.store import Overwrite
-from tests.fakes.cloud import BUCKET, DEPLOYMENT, OUTPUT, PARENT, Cloud
+from tests.fakes.cloud import BUCKET, DEPLOYMENT, OUTPUT, PARENT, Cloud, FakeStack
 from tests.s3 import s3_environment
 
 QUEUE = DEPLOYMENT.shard_queue
@@ -154,7 +155,10 @@ def test_what_is_where_batches_go(prefix: str) -> None:
         s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}/control/plan.json".removeprefix("/"), Body=b"{}")
     s3.put_object(Bucket=BUCKET, Key=f"{prefix}/README".removeprefix("/"), Body=b"")
     known = DEPLOYMENT.from_json({**DEPLOYMENT.to_json(), "output": f"s3://{BUCKET}{prefix}"})
-    assert Stack(known, DEFAULT).outputs() == [f"s3://{BUCKET}{prefix}/{name}" for name in ["README", *names]]
+    stack = Stack(known, DEFAULT)
+    assert stack.outputs() == [f"s3://{BUCKET}{prefix}/{name}" for name in ["README", *names]]
+    stack.enter(f"s3://{BUCKET}/else/where")
+    assert stack.outputs()[-2:] == [f"s3://{BUCKET}{prefix}/control", f"s3://{BUCKET}/else/where"]
 
 
 @pytest.mark.usefixtures("aws")
@@ -181,6 +185,47 @@ def test_what_is_a_campaign(cloud: Cloud) -> None:
     assert cloud.stack.is_campaign(OUTPUT) and not cloud.stack.is_campaign(f"{PARENT}/x")
     gets = cloud.gets
     assert cloud.stack.is_campaign(OUTPUT) and cloud.gets == gets
+
+
+def test_batches_elsewhere_are_found(cloud: Cloud) -> None:
+    cloud.quiet_store().put("control/plan.json", b"{}", Overwrite())
+    deeper, other = f"{PARENT}/deeper/a", f"s3://{BUCKET}/b"
+    for output in (other, deeper, OUTPUT, deeper):
+        cloud.stack.enter(output)
+    assert len([what for what in cloud.writes if ELSEWHERE in what]) == 3
+    found = cloud.stack.outputs()
+    assert found[:2] == [OUTPUT, f"{PARENT}/control"] and found[2:] == sorted([deeper, other])
+
+
+def test_batches_at_home_are_not_entered(cloud: Cloud) -> None:
+    for output in (OUTPUT, f"{OUTPUT}/", f"{PARENT}/another"):
+        cloud.stack.enter(output)
+    assert not cloud.writes
+
+
+@pytest.mark.parametrize("home", [PARENT, f"{PARENT}/", f"s3://{BUCKET}", f"s3://{BUCKET}/"])
+def test_home_is_home_however_it_is_written(cloud: Cloud, home: str) -> None:
+    stack = FakeStack(cloud, deployment=replace(DEPLOYMENT, output=home))
+    stack.enter(f"{home.rstrip('/')}/x")
+    assert not cloud.writes
+    stack.enter(f"s3://{BUCKET}/some/where/else")
+    assert stack.outputs() == [f"{home.rstrip('/')}/control", f"s3://{BUCKET}/some/where/else"]
+
+
+@pytest.mark.parametrize(
+    ("output", "place"),
+    [(OUTPUT, PARENT), (f"{OUTPUT}/", PARENT), (f"s3://{BUCKET}/x", f"s3://{BUCKET}")],
+)
+def test_the_place_of_a_batch(cloud: Cloud, output: str, place: str) -> None:
+    assert cloud.stack.place(output).uri == place
+
+
+@pytest.mark.parametrize("output", ["s3://elsewhere/x", f"s3://{BUCKET}", "file:/tmp/x"])
+def test_other_places_have_no_batches(cloud: Cloud, output: str) -> None:
+    for act in (cloud.stack.place, cloud.stack.enter):
+        with pytest.raises(UsageError):
+            act(output)
+    assert not cloud.writes
 
 
 def test_its_clock_is_that_of_the_world() -> None:

@@ -202,11 +202,21 @@ def test_a_broken_deployment_pauses_all_and_costs_no_retry(why: str, expected: s
     assert move.pause == status.reason
     assert "repair the image" in move.pause
     assert (why or expected) in move.pause
-    # But not for ever.
-    again = replace(running(8), spent={"deployment": 7})
-    move = next_of(replace(how, attempt=8), again)
-    assert status_of(move).state == "error"
-    assert move.pause
+
+
+def test_failures_of_the_deployment_do_not_use_up_the_attempts() -> None:
+    figures = replace(DEFAULT, attempts=2)
+    status = running()
+    for number in range(1, 6):
+        how = replace(of(events.no_image()), dataset=NAME, attempt=number, job=f"job-{number}")
+        status = status_of(next_of(how, replace(status, state="processing", job=how.job, by=""), figures))
+        assert (status.state, status.attempt, status.spent) == ("placed", number + 1, {"deployment": number})
+    # Its own failures do, as if there had been no others.
+    for number, state in ((6, "placed"), (7, "error")):
+        now = replace(status, state="processing", job=f"job-{number}", by="")
+        status = status_of(next_of(end(25, attempt=number, job=f"job-{number}"), now, figures))
+        assert status.state == state
+    assert status.reason.startswith("2 attempts made: ") and status.spent == {"deployment": 5, "transient": 1}
 
 
 # ---- what the next attempt is given

@@ -11,10 +11,13 @@ from urllib.parse import quote_plus
 import pytest
 
 from caldp import messages
-from caldp.campaign import trigger
-from caldp.campaign.control import Control
+from caldp.campaign import observe, trigger
+from caldp.campaign.control import CLOSED, Control
+from caldp.campaign.lists import DatasetList, Options
+from caldp.campaign.reconcile import open_batches
 from caldp.campaign.settings import DEFAULT
-from caldp.errors import ExistsError, S3UploadError, UsageError
+from caldp.campaign.stack import ELSEWHERE
+from caldp.errors import ExistsError, OutputError, S3UploadError, UsageError
 from caldp.messages import Status
 from caldp.store import Overwrite
 from tests.fakes import batch
@@ -220,6 +223,24 @@ def test_what_the_deployment_does_not_allow(cloud: Cloud, request_: dict[str, st
     assert not cloud.writes
 
 
+@pytest.mark.parametrize("name", ["control", "data", "messages", "observations"])
+def test_names_of_other_folders_are_no_names_of_batches(cloud: Cloud, name: str) -> None:
+    said = f"no batch can be called {name}: beside batches that is a folder; choose another"
+    listed, options = DatasetList(tuple(NAMES)), Options()
+    for act in (
+        lambda: trigger.take(cloud.stack, {"datasets": NAMES, "batch": name}),
+        lambda: trigger.take(cloud.stack, {"datasets": NAMES, "batch": name, "dry_run": True}),
+        lambda: trigger.begin(cloud.stack, listed, options, f"{PARENT}/deeper/{name}/"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            act()
+        assert str(refused.value) == said
+    assert not cloud.writes
+    drop(cloud, "control/placed/x.json", json.dumps({"datasets": NAMES, "batch": name}))
+    (reply,) = trigger.take(cloud.stack, created("control/placed/x.json"))
+    assert reply["error"] == said and objects(cloud)["control/refused/x.json.txt"].decode() == f"{said}\n"
+
+
 def test_a_list_in_a_foreign_bucket(cloud: Cloud) -> None:
     drop(cloud, "control/placed/x.txt", bucket="elsewhere")
     with pytest.raises(UsageError, match="in no bucket of caldp-test"):
@@ -244,3 +265,66 @@ def test_when_s3_fails_the_list_is_not_to_blame(cloud: Cloud, monkeypatch: pytes
     assert not any("refused" in key for key in objects(cloud))
     (reply,) = trigger.take(cloud.stack, created("control/placed/x.txt"))
     assert (reply["accepted"], reply["resumed"], len(queued(cloud))) == (50, False, 3)
+
+
+# ---- elsewhere
+
+
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """Return a world where a list was dropped whose batch goes to another place."""
+    cloud = Cloud.at(monkeypatch, FIGURES)
+    cloud.tells = True
+    wanted = {"datasets": NAMES[:3], "batch": "x", "s3_output_path": f"s3://{BUCKET}/mine"}
+    cloud.drop(json.dumps(wanted).encode(), "x.json")
+    return cloud
+
+
+def test_a_batch_elsewhere_is_looked_after_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = elsewhere(monkeypatch)
+    cloud.lost = 1.0  # so that only whoever looks after all hears of its jobs
+    cloud.work(lambda name, attempt: "ok")
+    output = f"s3://{BUCKET}/mine/x"
+    cloud.assert_sound(NAMES[:3], output)
+    assert cloud.quiet_store(output).get(CLOSED) is not None
+    assert output in cloud.stack.outputs() and list(open_batches(cloud.stack)) == []
+    assert len(observe.known(cloud.quiet_store(f"s3://{BUCKET}/mine"))) == 3
+    assert len(observe.known(cloud.quiet_store(PARENT))) == 0
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_whoever_is_killed_does_not_lose_a_batch_elsewhere(monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+    cloud = elsewhere(monkeypatch)
+    cloud.work(lambda name, attempt: "ok", victim="on_list")
+    struck = []
+    for at in range(1, cloud.switch.count + 1):
+        cloud = elsewhere(monkeypatch)
+        cloud.lost, cloud.switch.at, cloud.switch.before = 1.0, at, before
+        cloud.work(lambda name, attempt: "ok", victim="on_list")
+        cloud.assert_sound(NAMES[:3], f"s3://{BUCKET}/mine/x")
+        struck.append(cloud.switch.last)
+    assert any(what.startswith(f"put {ELSEWHERE}/") for what in struck)
+
+
+# ---- what was observed
+
+
+def test_a_later_campaign_is_planned_with_what_an_earlier_one_has_used(cloud: Cloud) -> None:
+    cloud.tells = True
+    trigger.take(cloud.stack, {"datasets": NAMES[:3], "batch": "first"})
+    cloud.work(lambda name, attempt: "ok")
+    (reply,) = trigger.take(cloud.stack, {"datasets": NAMES[:4], "batch": "second"})
+    control = Control(cloud.quiet_store(reply["output"]))
+    why = {line.dataset: line.why for shard in control.shards() for line in control.lines(shard)}
+    assert ["observed of it" in why[name] for name in NAMES[:4]] == [True, True, True, False]
+    assert control.plan()["unobserved"] == 1
+    (dry,) = trigger.take(cloud.stack, {"datasets": NAMES[:4], "dry_run": True})
+    assert dry["unobserved"] == 1
+
+
+def test_observations_that_are_damaged_are_named_and_left_alone(cloud: Cloud) -> None:
+    cloud.quiet_store(PARENT).put(observe.key("cos"), b"nonsense", Overwrite())
+    with pytest.raises(OutputError, match="observations/cos.jsonl: line 1 is damaged"):
+        trigger.take(cloud.stack, {"datasets": NAMES})
+    assert not cloud.writes
+    (reply,) = trigger.take(cloud.stack, {"datasets": ["o8l7sws9q"]})
+    assert reply["accepted"] == 1

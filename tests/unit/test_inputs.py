@@ -203,6 +203,34 @@ def test_an_association(asn_run: Run, association: Path) -> None:
     assert [f.facts["FPPOS"] for f in inputs.raw] == [1, 2]
 
 
+def test_what_decides_what_a_dataset_costs(asn_run: Run, association: Path) -> None:
+    inputs = fetch(asn_run, at(association))
+    assert (inputs.detector, len(inputs.exposures)) == ("fuv", 2)
+    assert asn_run.telemetry.facts == {"detector": "fuv", "exposures": 2}
+
+
+@pytest.mark.parametrize(
+    ("header", "detector"),
+    [({"DETECTOR": "NUV"}, "nuv"), ({"DETECTOR": " Fuv "}, "fuv"), ({"DETECTOR": ""}, ""), ({"DETECTOR": None}, "")],
+)
+def test_the_detector_is_that_of_the_header(run: Run, folder: Path, header: dict[str, Any], detector: str) -> None:
+    write_raw(folder, "ldfd01vnq", **header)
+    assert fetch(run, at(folder)).detector == detector
+    assert run.telemetry.facts == {"detector": detector, "exposures": 1}
+
+
+def test_segments_of_an_exposure_are_one(run: Run, folder: Path) -> None:
+    for suffix in ("rawtag_a", "rawtag_b"):
+        write_raw(folder, "ldfd01vnq", suffix)
+    fetch(run, at(folder))
+    assert run.telemetry.facts == {"detector": "fuv", "exposures": 1}
+
+
+def test_nothing_is_known_of_inputs_that_are_not_there(run: Run, folder: Path) -> None:
+    refused(run, folder)
+    assert run.telemetry.facts == {}
+
+
 def test_inputs_stay_as_they_were(asn_run: Run, association: Path) -> None:
     compress(association / "ldfd01vpq_rawtag_a.fits")
     before = content(association)
@@ -744,6 +772,14 @@ def test_a_visit(visit_run: Run, visit: Path) -> None:
     assert inputs.poller is not None
     assert (inputs.directory / inputs.poller.name).read_bytes() == (visit / f"{VISIT}_input.out").read_bytes()
     assert [(f.root, f.suffix) for f in inputs.raw] == [("j8ph01g3q", "flc"), ("j8ph01g7q", "flc")]
+
+
+def test_several_detectors_of_a_mosaic_are_all_named(visit_run: Run, visit: Path) -> None:
+    mosaic.write_calibrated(visit, "j8ph01g5q_flt.fits", detector="HRC")
+    rows = (visit / f"{VISIT}_input.out").read_text().split()
+    mosaic.write_poller(visit, VISIT, *rows, rows[0].replace("j8ph01g3q_flc", "j8ph01g5q_flt"))
+    assert fetch(visit_run, at(visit)).detector == "hrc+wfc"
+    assert visit_run.telemetry.facts == {"detector": "hrc+wfc", "exposures": 3}
 
 
 def test_a_sky_cell(make_run: RunFactory, folder: Path) -> None:

@@ -134,6 +134,22 @@ def test_the_programs_of_each_row(row: str, commands: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "label"),
+    [
+        ("acs", "calacs.e+runastrodriz"),
+        ("wfc3", "calwf3.e+runastrodriz"),
+        ("cos", "calcos"),
+        ("stis", "cs0.e"),
+        ("svm", "runsinglehap"),
+        ("mvm", "runmultihap"),
+    ],
+)
+def test_how_each_row_calibrates_in_a_word(row: str, label: str) -> None:
+    """Observations that were made go by it: another word would make them useless."""
+    assert INSTRUMENTS[row].label == label
+
+
+@pytest.mark.parametrize(
     ("row", "text"),
     [
         ("acs", "No memory left to allocate data."),

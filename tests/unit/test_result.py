@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from caldp import causes, messages, process, programs, publish, result
+from caldp.campaign import plan
 from caldp.campaign.control import Control
 from caldp.campaign.failures import Ended, Evidence, classify
+from caldp.campaign.observe import observation
+from caldp.dataset import Dataset
 from caldp.errors import (
     CaldpError,
     Interrupted,
@@ -25,15 +28,17 @@ from caldp.local_store import LocalStore
 from caldp.messages import Status
 from caldp.process import Request
 from caldp.store import PutMode
-from tests.fakes import direct
+from tests.fakes import direct, mosaic
 from tests.fakes.bench import Bench, make_bench
 from tests.fakes.reporter import FakeReporter
 from tests.fakes.stores import MemoryStore
 
 NAME = "j8bt05njq"
+VISIT = "acs_8ph_01"
 FIELDS = (
-    "dataset", "attempt", "retry", "run", "code", "signal", "state", "stage", "wall_s", "cpu_s", "peak_memory_bytes",
-    "memory_limit_bytes", "oom_kills", "retriable", "fingerprint", "reason", "at",
+    "dataset", "attempt", "retry", "run", "code", "signal", "state", "stage", "recipe", "detector", "exposures", "rung",
+    "wall_s", "cpu_s", "peak_memory_bytes", "memory_limit_bytes", "oom_kills", "retriable", "fingerprint", "reason",
+    "at",
 )  # fmt: skip
 
 
@@ -93,6 +98,61 @@ def test_a_run_that_fails(bench: Bench) -> None:
     assert (found["code"], found["state"], found["stage"], found["retriable"]) == (23, "error", "calibrate", False)
     assert found["reason"] == outcome.reason
     assert found["fingerprint"] == causes.fingerprint(23, outcome.reason, NAME)
+
+
+TOLD = ("recipe", "detector", "exposures", "rung")
+
+
+def told(bench: Bench) -> tuple[Any, ...]:
+    found = record(bench)
+    return tuple(found[name] for name in TOLD)
+
+
+def given(bench: Bench, dataset: str = NAME) -> None:
+    """Let the campaign have submitted the attempt."""
+    messages.advance(store_of(bench), Status(dataset, 2, "submitted", shard="s-1", rung="8g", time_limit=3600))
+
+
+def test_what_later_plans_want_to_know(bench: Bench) -> None:
+    given(bench)
+    assert bench.process(NAME).exit_code == 0
+    assert told(bench) == ("calacs.e+runastrodriz", "hrc", 1, "8g")
+    seen = observation(record(bench))
+    assert seen is not None and seen.recipe == plan.recipe(Dataset.parse(NAME))
+    assert (seen.dataset, seen.kind, seen.instrument, seen.rung) == (NAME, "ipppssoot", "acs", "8g")
+
+
+def test_a_run_that_fails_knows_as_much_as_it_came_to_know(bench: Bench) -> None:
+    given(bench)
+    bench.process(NAME, calacs="exit-40")
+    assert told(bench) == ("calacs.e+runastrodriz", "hrc", 1, "8g")
+    assert observation(record(bench)) is None
+
+
+def test_a_run_without_inputs_knows_no_more_than_its_programs(bench: Bench) -> None:
+    given(bench)
+    (bench.inputs / f"{NAME}_raw.fits").unlink()
+    assert bench.process(NAME).exit_code == 21
+    assert told(bench) == ("calacs.e+runastrodriz", "", 0, "8g")
+
+
+def test_a_run_without_a_workspace_knows_nothing(bench: Bench) -> None:
+    bench.environment.setenv("CALDP_HOME", str(bench.inputs / f"{NAME}_raw.fits"))  # not a folder
+    assert bench.process(NAME).exit_code == 29
+    assert told(bench) == ("", "", 0, "")
+
+
+def test_several_exposures_are_counted(bench: Bench) -> None:
+    exposures = {"j8ph01g3q_flc.fits": "F435W;CLEAR2L", "j8ph01g7q_flc.fits": "F555W;CLEAR2L"}
+    for name in exposures:
+        mosaic.write_calibrated(bench.inputs, name)
+    mosaic.write_visit(bench.inputs, VISIT, "9774", exposures)
+    given(bench, VISIT)
+    assert bench.process(VISIT).exit_code == 0
+    found = Control(store_of(bench)).result(VISIT, 2)
+    assert found is not None and tuple(found[name] for name in TOLD) == ("runsinglehap", "wfc", 2, "8g")
+    metrics = json.loads((bench.folder(VISIT) / "logs" / "metrics.json").read_text())
+    assert (metrics["detector"], metrics["exposures"]) == ("wfc", 2)
 
 
 def test_batch_starts_a_job_again(bench: Bench) -> None:

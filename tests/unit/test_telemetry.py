@@ -163,6 +163,15 @@ def test_metrics(telemetry: Telemetry, tmp_path: Path) -> None:
     assert record["total"]["wall_s"] >= calibrate["wall_s"]
 
 
+def test_metrics_tell_what_the_dataset_is_once_that_is_known(telemetry: Telemetry, tmp_path: Path) -> None:
+    assert list(telemetry.write_metrics()) == ["dataset", "stages", "total"]
+    telemetry.facts |= {"detector": "fuv", "exposures": 4}
+    telemetry.write_metrics()
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(record) == ["dataset", "detector", "exposures", "stages", "total"]
+    assert (record["detector"], record["exposures"]) == ("fuv", 4)
+
+
 def test_text_metrics_hold_their_own_stages(telemetry: Telemetry, tmp_path: Path) -> None:
     with telemetry.stage("calibrate"):
         shell(telemetry, "exit 3")
