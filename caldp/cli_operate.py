@@ -185,7 +185,7 @@ def _tell(control: Control, resolved: Resolved, outcome: Outcome, as_json: bool)
     click.echo(str(outcome))
     is_local = control.request().get("runner") != "aws"
     if outcome.done and outcome.verb == "rescue":
-        here = f"go on with: caldp campaign submit --resume {control.store.uri}"
+        here = f"unless it is running, go on with: caldp campaign submit --resume {control.store.uri}"
         click.echo(here if is_local else "they are submitted within a minute or two")
     elif outcome.done and outcome.verb == "cancel" and is_local:
         click.echo("what is running is stopped within seconds by the command that runs the campaign")

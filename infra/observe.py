@@ -40,12 +40,13 @@ class Observe(Construct):
         self.topic = self._topic()
         self._alarms: list[cloudwatch.IAlarm] = []
         dead = {**{name: channel.dead for name, channel in triggers.channels.items()}, "other": triggers.invocations}
-        minute = cdk.Duration.minutes(1)
+        # Longer than it takes the reconciler to come by, which hides messages for a minute while it looks at them.
+        period = cdk.Duration.minutes(max(15, infra.reconcile_minutes + 5))
         for name, queue in dead.items():
             self._alarm(
                 f"{name}-dead",
                 f"Nobody could handle a message in {queue.node.id}: see caldp campaign reconcile",
-                queue.metric_approximate_number_of_messages_visible(period=minute, statistic="Maximum"),
+                queue.metric_approximate_number_of_messages_visible(period=period, statistic="Maximum"),
                 1,
             )
         for name, function in triggers.functions.items():

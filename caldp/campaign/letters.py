@@ -16,7 +16,7 @@ from caldp.campaign.stack import Message, Stack, log
 MOST = 1000
 
 #: Marks a message that has had its second chance.
-_REPLAYED = "replayed"
+REPLAYED = "replayed"
 
 
 @dataclass
@@ -73,7 +73,7 @@ def _replay(stack: Stack, purpose: str, dead: str, alive: str, letters: Letters)
     again = [message for message in found if _may_come_again(message)] if alive else []
     if again:
         # Sent before it is removed: whoever is killed between the two sends it again, which does no harm.
-        stack.send(alive, ({**message.body, _REPLAYED: True} for message in again))
+        stack.send(alive, ({**message.body, REPLAYED: True} for message in again))
         stack.remove(dead, again)
         letters.replayed += len(again)
     if left := len(found) - len(again):
@@ -82,4 +82,4 @@ def _replay(stack: Stack, purpose: str, dead: str, alive: str, letters: Letters)
 
 
 def _may_come_again(message: Message) -> bool:
-    return bool(message.body) and not message.body.get(_REPLAYED)
+    return bool(message.body) and not message.body.get(REPLAYED)

@@ -9,6 +9,7 @@ from typing import Any
 from caldp.campaign import lists, observe
 from caldp.campaign.accept import accept, draw
 from caldp.campaign.control import Control
+from caldp.campaign.letters import REPLAYED
 from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.stack import Stack, log
 from caldp.dataset import Dataset
@@ -40,7 +41,7 @@ def take(stack: Stack, event: Mapping[str, Any]) -> list[dict[str, Any]]:
         If it is a request, and it makes no sense.
     """
     if "datasets" in event:
-        listed = lists.of_mapping(event)
+        listed = lists.of_mapping({name: value for name, value in event.items() if name != REPLAYED})
         return [_begin(stack, listed, "", "")]
     found = lists.placed(event)
     if not found and "Records" not in event and "detail" not in event:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from caldp import messages, programs
 from caldp.dataset import Dataset
@@ -159,9 +160,15 @@ def _process(store: Store, dataset: Dataset, attempt: int, behaviour: Behaviour,
                 raise
     except BaseException as error:  # noqa: BLE001 - as the real one does
         failure = describe(error, name)
-        print(f"caldp-process: {failure}", file=sys.stderr, flush=True)
+        _say(f"caldp-process: {failure}", sys.stderr)
         return failure.code
     return 0
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """Print, as long as somebody reads: the real one goes on without a reader, too."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=stream, flush=True)
 
 
 def _die(behaviour: Behaviour, where: str) -> None:
@@ -171,7 +178,7 @@ def _die(behaviour: Behaviour, where: str) -> None:
 
 def _work(name: str, behaviour: Behaviour) -> None:
     for number in range(behaviour.lines):
-        print(f"{name}: line {number}".ljust(100, "."), flush=True)
+        _say(f"{name}: line {number}".ljust(100, "."), sys.stdout)
     _die(behaviour, "begun")
     used = b"x" * (behaviour.hog << 20)
     time.sleep(behaviour.sleep)

@@ -515,6 +515,18 @@ def test_a_dataset_that_an_operator_gives_another_attempt_while_it_waits(camp: C
     assert [attempt for name, attempt in camp.begun() if name == THREE] == [2]
 
 
+def test_a_dataset_that_is_rescued_after_its_end_while_others_run(camp: Camp, watch: Recorder, run: Run) -> None:
+    def rescue(_: Outlook) -> None:
+        if camp.status(ONE).state == "error" and camp.status(ONE).cause:
+            messages.advance(camp.store, Status(ONE, 2, "placed", rung="top", time_limit=120))
+
+    watch.at_look = rescue
+    camp.behave(**{ONE: [{"exit": 21}, {}], TWO: {"sleep": 1.0}})
+    assert run(jobs=2).states == {"processed": 3}
+    assert [attempt for name, attempt in camp.begun() if name == ONE] == [1, 2]
+    camp.assert_sound()
+
+
 # ---- the runner is stopped
 
 

@@ -109,7 +109,7 @@ def test_a_campaign_that_runs_is_stopped_and_tried_again(caldp: Caldp, camp: Cam
     camp.behave(**{TWO: {"exit": 23}})
     done = caldp("rescue", "OUT", *names(3), "--memory-rung", "middle")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout == (f"3 datasets placed again\ngo on with: caldp campaign submit --resume file:{camp.out}\n")
+    assert done.stdout == (f"3 datasets placed again\nunless it is running, go on with: caldp campaign submit --resume file:{camp.out}\n")
     assert {(status.rung, status.time_limit) for status in map(camp.status, names(3))} == {("middle", 60)}
     assert camp.resume().returncode == 1
     assert camp.states() == {ONE: ("processed", 2), TWO: ("error", 2), THREE: ("processed", 2)}

@@ -13,7 +13,7 @@ import pytest
 from caldp import messages
 from caldp.campaign import hear
 from caldp.campaign.accept import accept
-from caldp.campaign.control import REQUEST, Control, result_key
+from caldp.campaign.control import REQUEST, Control, result_key, stream_key
 from caldp.campaign.failures import Ended
 from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.settings import DEFAULT
@@ -78,6 +78,16 @@ def test_the_end_of_a_child(cloud: Cloud, kind: str, state: str) -> None:
     assert len(waiting(cloud)) == (state == "placed")
     assert hear.hear(cloud.stack, event) == state
     assert {body["dataset"] for body in waiting(cloud)} == ({NAMES[0]} if state == "placed" else set())
+
+
+@pytest.mark.parametrize("kind", ["ok", "oom", "deterministic"])
+def test_what_a_failed_job_logged_to_is_kept(cloud: Cloud, kind: str) -> None:
+    event = end(cloud, kind)[0]
+    event["detail"]["container"]["logStreamName"] = "2g/default/0123"
+    hear.hear(cloud.stack, event)
+    kept = cloud.quiet_store().get(stream_key(NAMES[0], 1))
+    assert (kept is None) == (kind == "ok")
+    assert kept is None or kept.data == b"2g/default/0123\n"
 
 
 def test_the_next_attempt_waits_for_its_time(cloud: Cloud) -> None:

@@ -13,6 +13,7 @@ import pytest
 from caldp import messages
 from caldp.campaign import observe, trigger
 from caldp.campaign.control import CLOSED, Control
+from caldp.campaign.letters import REPLAYED
 from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.reconcile import open_batches
 from caldp.campaign.settings import DEFAULT
@@ -98,6 +99,13 @@ def test_a_list_that_has_gone(cloud: Cloud) -> None:
 def test_a_request_without_datasets(cloud: Cloud, event: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="names no datasets"):
         trigger.take(cloud.stack, event)
+
+
+def test_a_request_that_comes_once_more(cloud: Cloud) -> None:
+    asked = {"datasets": "j8cb010b0", "batch": "x"}
+    (first,) = trigger.take(cloud.stack, asked)
+    (again,) = trigger.take(cloud.stack, {**asked, REPLAYED: True})
+    assert again == {**first, "resumed": True}
 
 
 def test_a_request(cloud: Cloud) -> None:
