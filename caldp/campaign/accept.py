@@ -171,10 +171,8 @@ def accept(
     control.claim(request, _SAME)
     if observations is not None:
         # The plan goes by what is kept, so that it can be made again; whoever was killed half-way has kept something.
-        control.put_once(OBSERVATIONS, observations.jsonl())
-        kept = observations_of(store)
-        if kept.jsonl() != observations.jsonl():
-            drawn = draw(store, listed, options, settings, kept)
+        if not control.put_once(OBSERVATIONS, observations.jsonl()):
+            drawn = draw(store, listed, options, settings, observations_of(store))
     shards = drawn.plan.shards(control.name, settings)
     rejected = [*listed.rejected, *drawn.plan.refused]
     reply = {

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import json
 import os
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from caldp import messages
+from caldp.batch import in_threads
 from caldp.campaign.shards import Line, Shard, jsonl, parse_jsonl
 from caldp.errors import InputError, OutputError, UsageError
+from caldp.messages import STATES
 from caldp.store import ConflictError, Create, Overwrite, Store, Update, open_store
 
 REQUEST, PLAN, REJECTED = "control/request.json", "control/plan.json", "control/rejected.jsonl"
 OBSERVATIONS, PAUSE, AUDIT = "control/observations.jsonl", "control/pause", "control/audit.jsonl"
 RELEASED, CLOSED, FOLDED = "control/released.json", "control/closed.json", "control/folded.json"
 MANIFESTS, CLAIMS, LOGS, RESULTS = "control/manifests", "control/shards", "control/logs", "control/results"
+SUBMITTED, UNPAUSED = "control/submitted", "control/unpaused.json"
+
+
+#: What a pause says that those have caused which went first.
+WENT_FIRST = "datasets that went first failed for good"
 
 
 def manifest_key(shard: str) -> str:
@@ -130,7 +137,7 @@ class Control:
         if differs:
             raise UsageError(
                 f"{self.store.url()} is the campaign of another request ({', '.join(differs)}: not the same)",
-                remedy="give another output, or resume that campaign with --resume",
+                remedy="give another output, or the list and the options of that campaign, which goes on then",
             )
 
     def known(self) -> dict[str, Any] | None:
@@ -153,10 +160,13 @@ class Control:
         """Put down what was planned: from here on the campaign exists."""
         self.store.put(PLAN, _pretty(plan), Overwrite())
 
-    def put_once(self, key: str, data: bytes) -> None:
-        """Put something down that stays as it is from then on."""
-        with contextlib.suppress(ConflictError):
+    def put_once(self, key: str, data: bytes) -> bool:
+        """Put something down that stays as it is from then on; say whether it was not there yet."""
+        try:
             self.store.put(key, data, Create())
+        except ConflictError:
+            return False
+        return True
 
     def write_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Put down a list of records, one a line."""
@@ -185,13 +195,49 @@ class Control:
         blob = self.store.get(PAUSE)
         return "" if blob is None else blob.data.decode("utf-8", errors="replace").strip() or "paused"
 
-    def pause(self, why: str) -> None:
-        """Let nothing more be submitted."""
-        self.store.put(PAUSE, f"{why}\n".encode(), Overwrite())
+    def pause(self, why: str, news: str = "") -> str:
+        """Let nothing more be submitted; what paused it first stays its reason.
+
+        Parameters
+        ----------
+        why : str
+            For people.
+        news : str, optional
+            When that was found out, ISO 8601: it is nothing new if somebody has let the campaign go on since.
+
+        Returns
+        -------
+        str
+            Why it is paused; empty if it is not.
+        """
+        if news:
+            lifted = str((self.read(UNPAUSED) or {}).get("at", ""))
+            if lifted and datetime.fromisoformat(news) <= datetime.fromisoformat(lifted):
+                return ""
+        return why if self.put_once(PAUSE, f"{why}\n".encode()) else self.paused()
 
     def unpause(self) -> None:
         """Let it go on."""
+        at = self.store.clock().isoformat(timespec="milliseconds")  # not by the clock of whoever sits at a keyboard
+        self.store.put(UNPAUSED, json.dumps({"at": at, "by": who()}).encode() + b"\n", Overwrite())
         self.store.delete(PAUSE)
+
+    def lift(self) -> bool:
+        """Let it go on, if it was paused; say whether it was.
+
+        Those that wait for the ones that went first follow only if it was these that paused it, and none of them was
+        given another attempt since: whoever lifts the pause has seen what became of them.
+        """
+        paused = self.paused()
+        if not paused:
+            return False
+        if WENT_FIRST in paused:
+            first = self.plan().get("canary", ())
+            statuses = in_threads(lambda name: messages.read(self.store, name), first)
+            if not any(status is not None and STATES[status.state][0] < STATES["error"][0] for status in statuses):
+                self.release()
+        self.unpause()
+        return True
 
     def released(self) -> bool:
         """Say whether the rest may follow the datasets that went first."""
@@ -200,6 +246,27 @@ class Control:
     def release(self) -> None:
         """Let the rest follow the datasets that went first, whatever became of these."""
         self.put_once(RELEASED, json.dumps({"at": messages.now(), "by": who()}).encode() + b"\n")
+
+    # ---- whether it has come to its end
+
+    def closed(self) -> bool:
+        """Say whether all datasets have come to their end, as far as somebody has seen to it."""
+        record = self.read(CLOSED)
+        return record is not None and not record.get("reopened")
+
+    def close(self, states: Mapping[str, int]) -> None:
+        """Put down that all datasets have come to their end; whoever does so looks again afterwards."""
+        if not self.closed():
+            self.store.put(CLOSED, _pretty({"at": messages.now(), "states": dict(states)}), Overwrite())
+
+    def reopen(self) -> None:
+        """Put down that it goes on, if it has come to its end.
+
+        To be called after whatever makes it go on was written: either this sees that it was closed, or who closes it
+        sees what was written.
+        """
+        if self.closed():
+            self.store.put(CLOSED, _pretty({"at": messages.now(), "reopened": messages.now()}), Overwrite())
 
     def audit(self, what: str, why: str = "", **details: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
         """Put down who did what, when and why; earlier lines stay."""

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from caldp import messages
 from caldp.campaign import events, transitions
@@ -27,7 +27,22 @@ _STEP = 30
 MOST = 10_000
 
 
-def hear(stack: Stack, event: Mapping[str, Any]) -> str:
+class Heard(NamedTuple):
+    """What came of news.
+
+    Attributes
+    ----------
+    state : str
+        State of the dataset; ``ignored``, or ``foreign`` for a job that is not ours.
+    moved : bool
+        Whether they were new, and moved it, or tell that it ended well.
+    """
+
+    state: str
+    moved: bool = False
+
+
+def hear(stack: Stack, event: Mapping[str, Any]) -> Heard:
     """Do what follows from an event of AWS Batch.
 
     Parameters
@@ -39,42 +54,48 @@ def hear(stack: Stack, event: Mapping[str, Any]) -> str:
 
     Returns
     -------
-    str
-        State of the dataset; ``ignored``, or ``foreign`` for a job that is not ours.
+    Heard
     """
     names = {*stack.deployment.job_queues.values(), *stack.deployment.job_definitions.values()}
     ended = events.ended(event, events.among(names))
     if ended is None:
-        return "ignored"
+        return Heard("ignored")
     if not ended.ours:
         log.warning("not ours: %s", ended.job)
-        return "foreign"
+        return Heard("foreign")
     try:
         control = stack.control(ended.output)
         if not stack.is_campaign(ended.output):  # by hand, on our queue: whoever did it looks after it
             log.warning("%s is of no campaign: %s", ended.job, ended.output)
-            return "foreign"
+            return Heard("foreign")
         ended = _child(stack, ended)
     except UsageError as error:  # another bucket, or no such line: a job that somebody else has made up
         log.warning("%s: %s", ended.job, error)
-        return "foreign"
+        return Heard("foreign")
     return follow(stack, control, ended)
 
 
-def follow(stack: Stack, control: Control, ended: Ended) -> str:
-    """Move a dataset whose job has ended, and have it tried again if that can help; return its state."""
-    if ended.log and not ended.succeeded:  # AWS Batch forgets it after a week, and a killed job has no other log
-        control.store.put(stream_key(ended.dataset, ended.attempt), f"{ended.log}\n".encode(), Overwrite())
+def follow(stack: Stack, control: Control, ended: Ended) -> Heard:
+    """Move a dataset whose job has ended, and have it tried again if that can help."""
     move, status = transitions.settle(
         control.store, ended, lambda: evidence(control, ended), stack.settings, lambda longest: _jitter(longest)
     )
-    if move.pause:
-        control.pause(move.pause)
-    if status is not None and status.state == "placed" and not move.history_only:
-        again(stack, control, status, move.delay)
+    is_its_end = status is not None and not move.history_only
+    if status is not None and is_its_end:
+        if ended.log and not ended.succeeded:  # AWS Batch forgets it after a week, and a killed job has no other log
+            control.store.put(stream_key(ended.dataset, ended.attempt), f"{ended.log}\n".encode(), Overwrite())
+        if move.pause:
+            control.pause(move.pause, status.at)
+        if status.state == "placed":
+            control.reopen()
+            again(stack, control, status, move.delay)
     # Of news that change nothing, whatever attempt was placed meanwhile is none of their business: it may have to wait.
     status = status or messages.read(control.store, ended.dataset)
-    return status.state if status is not None else "ignored"
+    if status is None:
+        return Heard("ignored")
+    # One that ended well has said so itself, and nothing is written: such news count each time that they come.
+    is_success = ended.succeeded and status.done and status.attempt == ended.attempt
+    return Heard(status.state, is_success or (is_its_end and move.status is not move.seen))
 
 
 def again(stack: Stack, control: Control, status: Status, delay: float = 0.0) -> None:

@@ -19,7 +19,7 @@ from typing import Protocol
 from caldp import messages, programs
 from caldp.batch import in_threads
 from caldp.campaign import observe, transitions
-from caldp.campaign.control import Control, log_key
+from caldp.campaign.control import WENT_FIRST, Control, log_key
 from caldp.campaign.failures import Ended, Evidence, Verdict, classify
 from caldp.campaign.settings import Settings
 from caldp.campaign.shards import Line
@@ -304,9 +304,7 @@ class Runner:
                     remedy="wait for it to end, or stop it",
                 ) from error
             pool = stack.enter_context(ThreadPoolExecutor(self._jobs))
-            if self._control.paused():  # who goes on has seen what became of the datasets that went first
-                self._control.release()
-                self._control.unpause()
+            self._control.lift()
             try:
                 self._take_stock()
                 while True:
@@ -404,9 +402,7 @@ class Runner:
             return False
         share = len(self._hopeless & self._canary) / len(self._canary)
         if share >= self._settings.canary_failures:
-            why = f"{share:.0%} of the {len(self._canary)} datasets that went first failed for good"
-            self._control.pause(why)
-            self._paused = why
+            self._paused = self._control.pause(f"{share:.0%} of the {len(self._canary)} {WENT_FIRST}")
             return False
         self._canary = set()
         return True
@@ -506,8 +502,7 @@ class Runner:
             self._came_to(line.dataset, status)
             self._finished += 1
         if move.pause:
-            self._control.pause(move.pause)
-            self._paused = move.pause
+            self._paused = self._control.pause(move.pause)
         self._watch.ended(line, status, verdict, seconds)
 
     def _evidence(self, line: Line) -> Evidence:

@@ -25,7 +25,7 @@ FOLDER = "observations"
 INSTRUMENTS = (*INSTRUMENT_LETTERS.values(), "mvm")
 
 #: Observations that are kept of an instrument: more would say nothing new, and every plan reads them.
-KEPT = 100_000
+KEPT = 20_000
 
 #: Results that are read at once; what is left waits for the next time.
 MOST = 100_000

@@ -25,7 +25,17 @@ from caldp import messages
 from caldp.batch import in_threads
 from caldp.campaign import lists, progress, settings, transitions
 from caldp.campaign.accept import observations_of
-from caldp.campaign.control import CLOSED, FOLDED, LOGS, RESULTS, Control, log_key, manifest_key, stream_key, who
+from caldp.campaign.control import (
+    FOLDED,
+    LOGS,
+    RESULTS,
+    SUBMITTED,
+    Control,
+    log_key,
+    manifest_key,
+    stream_key,
+    who,
+)
 from caldp.campaign.failures import ROWS
 from caldp.campaign.jobs import Jobs, is_alive
 from caldp.campaign.lists import Options, Override
@@ -36,6 +46,7 @@ from caldp.campaign.submit import NOTHING, read_claim
 from caldp.campaign.transitions import Move
 from caldp.dataset import INSTRUMENT_LETTERS, Dataset
 from caldp.errors import BusyError, CaldpError, OutputError, UsageError
+from caldp.manifest import read_manifest
 from caldp.messages import STATES, Claim, Status
 from caldp.reporter import human_count, printable
 from caldp.store import Overwrite, Store, parse_uri
@@ -374,12 +385,15 @@ def resolve(control: Control, order: Order, selector: Selector) -> Resolved:
     if order.rung:
         settings.from_json(control.request()["settings"]).rung(order.rung)
     found, others = _named(control, selector) if selector.by_name else _of_all(control, order, selector)
+    published = _published(control, found) if order.verb == "clean" and not order.discard else {}
     targets, left = [], []
     for dataset, target in found:
         if isinstance(target, CaldpError):
             left.append(Left(dataset, target.message.removeprefix(f"{dataset}: ")))
         elif _is_selected(selector, target):
             why = _objection(order, selector, target)
+            if not why and dataset in published:
+                why = f"its products of attempt {published[dataset]} would be lost, see --discard-products"
             if not why:
                 targets.append(target)
             elif selector.by_name:
@@ -390,7 +404,7 @@ def resolve(control: Control, order: Order, selector: Selector) -> Resolved:
     return Resolved(order, selector, control.store.uri, tuple(targets), tuple(left), shown)
 
 
-_Found = Iterable[tuple[str, Target | CaldpError]]
+_Found = list[tuple[str, Target | CaldpError]]
 
 
 def _named(control: Control, selector: Selector) -> tuple[_Found, Counter[str]]:
@@ -480,6 +494,13 @@ def _objection(order: Order, selector: Selector, target: Target) -> str:
     if state == "cancelled" and target.cause == CLEANED and not asked_for:
         return "it was cleaned"
     return "" if state in ("error", "cancelled", "archived") else f"it is {state}: cancel it first"
+
+
+def _published(control: Control, found: _Found) -> dict[str, int]:
+    """Return the attempts whose products those datasets have that failed, or were cancelled, after these."""
+    names = [name for name, target in found if isinstance(target, Target) and target.state in ("error", "cancelled")]
+    manifests = in_threads(lambda name: read_manifest(control.store, Dataset.parse(name).prefix), names)
+    return {name: manifest.attempt for name, manifest in zip(names, manifests, strict=True) if manifest is not None}
 
 
 def _waits(target: Target) -> bool:
@@ -721,15 +742,16 @@ class _Worker:
     def rescue(self, targets: Sequence[Target], send: Send | None) -> None:
         """Place the next attempt of datasets; whoever submits them is told, also of those before a failure."""
         request = self.control.request()
-        figures, options = settings.from_json(request["settings"]), Options(**request["options"])
+        figures, options = settings.from_json(request["settings"]), Options.from_json(request["options"])
         observations = observations_of(self.store)
         placed: list[Status] = []
-        self.store.delete(CLOSED, FOLDED)
         try:
             for status in self._do(lambda target: self._rescue(target, figures, options, observations), targets):
                 placed.append(status)
         finally:
-            self.store.delete(CLOSED, FOLDED)  # again: it may have been closed before the first of them was placed
+            if placed:
+                self.control.reopen()
+                self.store.delete(FOLDED)  # what they use now is yet to be seen
             if send is not None and placed:
                 due = datetime.now(UTC).isoformat(timespec="seconds")
                 known = {"output": self.store.uri, "due": due}
@@ -882,8 +904,8 @@ class _Children:
     def _lines(self, shard: str, manifest: str) -> list[Line]:
         """Return the datasets that an array was submitted with; see ``submit.Submitter``."""
         rest = re.compile(re.escape(shard) + r"-[0-9a-f]{8}\.jsonl")
-        names = [name for name in self._store.names("control/submitted") if rest.fullmatch(name)]
-        for key in (manifest_key(shard), *(f"control/submitted/{name}" for name in names)):
+        names = [name for name in self._store.names(SUBMITTED) if rest.fullmatch(name)]
+        for key in (manifest_key(shard), *(f"{SUBMITTED}/{name}" for name in names)):
             if self._store.url(key) == manifest and (blob := self._store.get(key)) is not None:
                 with contextlib.suppress(ValueError):
                     return parse_jsonl(blob.data)
@@ -903,12 +925,10 @@ def pause(control: Control, why: str) -> None:
 def unpause(control: Control, why: str = "") -> bool:
     """Let a campaign go on; False if it was not paused. UsageError if there is no campaign."""
     control.plan()
-    if not control.paused():
-        return False
-    control.release()  # who says so has seen what became of the datasets that went first
-    control.unpause()
-    control.audit("unpause", why)
-    return True
+    was_paused = control.lift()
+    if was_paused:
+        control.audit("unpause", why)
+    return was_paused
 
 
 # ---- logs

@@ -158,11 +158,6 @@ class Observations:
                 self._groups.setdefault(group, []).append(seen)
         self._needs: dict[Group, _Need] = {}
 
-    @classmethod
-    def of(cls, observations: Iterable[Observation]) -> Observations:
-        """Gather observations."""
-        return cls(observations)
-
     def __len__(self) -> int:
         return len(self._all)
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from caldp import batch
+from caldp import batch, messages
 from caldp.batch import EXAMPLES, FAILED, FOLDERS, OPEN, PROCESSED, Cause, Standing, code_name, in_threads
 from caldp.campaign import plan
 from caldp.campaign.control import REJECTED, Control
@@ -47,7 +47,7 @@ _ENOUGH = 5
 _LATELY = (60.0, 3600.0)
 
 #: Shards of datasets that are tried again; see ``shards.rescue_shards``.
-_RESCUE = re.compile(r"-r[0-9a-f]{8}")
+_RESCUE = re.compile(r"-r[0-9a-f]{8,16}$")
 
 _DONE = ("processed", "synced", "archived")
 _OPEN = ("placed", "submitted", "processing")
@@ -124,7 +124,7 @@ def take_stock(control: Control) -> Stock:
     lines: dict[str, Line] = {}
     firsts: dict[str, int] = {}
     for shard, planned in zip(shards, found[len(FOLDERS) :], strict=True):
-        is_rescue = _RESCUE.fullmatch(shard[-10:]) is not None
+        is_rescue = _RESCUE.search(shard) is not None
         for line in planned:
             if line.dataset not in lines or lines[line.dataset].attempt < line.attempt:
                 lines[line.dataset] = line
@@ -140,6 +140,39 @@ def take_stock(control: Control) -> Stock:
                 others.add(name)
     ended = {name for name in firsts if folders.get(name, ("placed",))[-1] not in _OPEN}
     return Stock(lines, firsts, folders, frozenset(ended), len(others - skipped), len(skipped))
+
+
+def settled(control: Control, stock: Stock) -> Stock:
+    """Read the statuses of what is doubtful, and let what is from before the campaign show nothing.
+
+    Parameters
+    ----------
+    control : Control
+        The campaign.
+    stock : Stock
+        As ``take_stock`` returned it.
+
+    Returns
+    -------
+    Stock
+        Nothing in it is doubtful; a status that cannot be understood counts as what the folders show.
+
+    Raises
+    ------
+    S3DownloadError
+        If S3 does not answer, or refuses.
+    """
+
+    def is_before(name: str) -> bool:
+        with contextlib.suppress(OutputError):
+            status = messages.read(control.store, name)
+            return status is None or not status.rung or status.attempt < stock.firsts[name]
+        return False
+
+    names = sorted(stock.doubtful)
+    before = {name for name, earlier in zip(names, in_threads(is_before, names), strict=True) if earlier}
+    folders = {name: states for name, states in stock.folders.items() if name not in before}
+    return replace(stock, folders=folders, doubtful=frozenset())
 
 
 def _listed(record: Mapping[str, Any], name: str) -> Sequence[Any]:

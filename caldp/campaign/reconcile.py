@@ -6,23 +6,28 @@ nothing, and one that is killed has lost nothing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Any
 
 from caldp import batch, messages
 from caldp.batch import in_threads
 from caldp.campaign import hear, observe, transitions
-from caldp.campaign.control import CLOSED, Control
+from caldp.campaign.control import WENT_FIRST, Control
 from caldp.campaign.failures import DUPLICATE, Ended
+from caldp.campaign.hear import Heard
 from caldp.campaign.jobs import is_alive, job_name
-from caldp.campaign.progress import take_stock
+from caldp.campaign.progress import settled, take_stock
 from caldp.campaign.shards import Line
 from caldp.campaign.stack import Stack, log
 from caldp.campaign.submit import NOTHING, SETTLED, read_claim
-from caldp.errors import OutputError, UsageError
+from caldp.errors import CaldpError, OutputError
 from caldp.messages import STATES, Status
 
 #: Seconds that news may need: after them what nobody has done yet was lost.
@@ -31,7 +36,13 @@ GRACE = 600.0
 #: Seconds after which a job that waits for a host is a matter for people.
 TOO_LONG = 1800.0
 
+#: Seconds that a pass over all campaigns takes at most, or little more: less than the function may.
+ENOUGH = 720.0
+
 _OPEN = ("placed", "submitted", "processing")
+
+#: States of jobs that have a host.
+_RUNS = ("STARTING", "RUNNING")
 
 #: How a dataset may stand when its job has ended, and that was heard of.
 _ENDED = tuple(state for state in STATES if state not in ("submitted", "processing"))
@@ -57,8 +68,14 @@ class Report:
         Jobs of shards that had two.
     repaired : int
         Messages that were not as the status says.
+    moved : dict
+        Datasets by the states that they came to when the ends of their jobs were heard of.
     waiting : float
-        Seconds that the oldest job has waited for a host.
+        Seconds that the oldest job has waited for a host in a queue in which no other runs.
+    waits : dict
+        The same for each queue in which any waits.
+    busy : list of str
+        Queues in which jobs run.
     paused : str
         Why nothing more is submitted, or empty.
     closed : bool
@@ -74,7 +91,10 @@ class Report:
     retried: int = 0
     terminated: int = 0
     repaired: int = 0
+    moved: Counter[str] = field(default_factory=Counter)
     waiting: float = 0.0
+    waits: dict[str, float] = field(default_factory=dict)
+    busy: list[str] = field(default_factory=list)
     paused: str = ""
     closed: bool = False
     open: int = 0
@@ -86,7 +106,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {**self.__dict__, "waiting": round(self.waiting)}
+        waits = {queue: round(age) for queue, age in self.waits.items()}
+        return {**self.__dict__, "moved": dict(self.moved), "waiting": round(self.waiting), "waits": waits}
+
+    def wait(self, busy: Collection[str]) -> None:
+        """Count how long jobs wait, where no other runs: in a large campaign most of them wait for those before."""
+        self.waiting = max((age for queue, age in self.waits.items() if queue not in busy), default=0.0)
 
     def __str__(self) -> str:
         counts = {
@@ -109,10 +134,10 @@ def open_batches(stack: Stack) -> Iterator[str]:
     def look(output: str) -> bool:
         try:
             control = stack.control(output)
-        except UsageError as error:  # of a batch elsewhere, in a bucket that the deployment has no more
-            log.error("%s", error)
+            return not control.closed() and control.planned() is not None
+        except CaldpError as error:  # it is damaged, or in a bucket that the deployment has no more
+            log.error("%s: %s", output, error)
             return False
-        return control.store.get(CLOSED) is None and control.planned() is not None
 
     outputs = stack.outputs()
     for output, is_open in zip(outputs, in_threads(look, outputs), strict=True):
@@ -120,18 +145,36 @@ def open_batches(stack: Stack) -> Iterator[str]:
             yield output
 
 
-def reconcile_all(stack: Stack) -> list[Report]:
-    """Reconcile all open campaigns; one that cannot be is logged, and does not keep the others from it."""
+def reconcile_all(stack: Stack, seconds: float = ENOUGH) -> list[Report]:
+    """Reconcile all open campaigns, in any order; one that cannot be is logged, and does not keep the others from it.
+
+    Parameters
+    ----------
+    stack : Stack
+        The deployment.
+    seconds : float, optional
+        No look at another job is taken after so many: the next pass goes on, with others first.
+
+    Returns
+    -------
+    list of Report
+    """
+    end = time.monotonic() + seconds
+    outputs = list(open_batches(stack))
+    random.shuffle(outputs)
     reports = []
-    for output in open_batches(stack):
+    for output in outputs:
         try:
-            reports.append(reconcile(stack, output))
+            reports.append(reconcile(stack, output, end - time.monotonic()))
         except Exception as error:  # noqa: BLE001 - whatever it is
             log.error("%s cannot be reconciled: %s: %s", output, type(error).__name__, error)
+    busy = {queue for report in reports for queue in report.busy}
+    for report in reports:
+        report.wait(busy)
     return reports
 
 
-def reconcile(stack: Stack, output: str) -> Report:
+def reconcile(stack: Stack, output: str, seconds: float = math.inf) -> Report:
     """Bring a campaign nearer to its end.
 
     Parameters
@@ -140,6 +183,8 @@ def reconcile(stack: Stack, output: str) -> Report:
         The deployment.
     output : str
         URI of the batch.
+    seconds : float, optional
+        No look at another job is taken after so many.
 
     Returns
     -------
@@ -152,7 +197,7 @@ def reconcile(stack: Stack, output: str) -> Report:
     CaldpError
         If S3 does not answer, or what is there is damaged.
     """
-    return _Pass(stack, stack.control(output)).run()
+    return _Pass(stack, stack.control(output), time.monotonic() + seconds).run()
 
 
 @dataclass
@@ -173,10 +218,10 @@ class _Shard:
 class _Pass:
     """One pass over one campaign."""
 
-    def __init__(self, stack: Stack, control: Control) -> None:
-        self._stack, self._control, self._store = stack, control, control.store
+    def __init__(self, stack: Stack, control: Control, end: float) -> None:
+        self._stack, self._control, self._store, self._end = stack, control, control.store, end
         self._plan = control.plan()
-        self._stock = take_stock(control)
+        self._stock = settled(control, take_stock(control))
         self._now = self._store.clock()
         self._report = Report(self._store.uri, paused=control.paused())
         #: Open datasets whose job is at work, or has ended only just now.
@@ -190,12 +235,21 @@ class _Pass:
         self._strays(shards)
         unjudged = self._unjudged()
         self._queue(shards)
-        states = [self._stock.listed(name) for name in self._stock.lines]
-        report.open = sum(state in _OPEN for state in states) + unjudged
+        report.wait(report.busy)
+        states = Counter(self._stock.listed(name) for name in self._stock.lines)
+        report.open = sum(states[state] for state in _OPEN) + unjudged
         if not report.open and not report.changed and not self._is_cancelled_in_name_only() and self._is_learned():
-            self._close(states)
-            report.closed = True
+            report.closed = self._is_closed(states)
         return report
+
+    def _is_closed(self, states: Mapping[str, int]) -> bool:
+        """Close it, and look again: somebody may have given a dataset another attempt meanwhile."""
+        self._control.close({state: states[state] for state in STATES if states[state]})
+        stock = settled(self._control, take_stock(self._control))
+        self._report.open = sum(stock.listed(name) in _OPEN for name in stock.lines)
+        if self._report.open:
+            self._control.reopen()
+        return not self._report.open
 
     def _is_learned(self) -> bool:
         """Keep what jobs have used, a part in each pass; say whether that was the last part."""
@@ -259,8 +313,7 @@ class _Pass:
             return False  # nobody knows yet whether it failed for good
         hopeless = sum(status is not None and status.cause == "deterministic" for status in statuses)
         if canary and hopeless / len(canary) >= self._stack.settings.canary_failures:
-            self._report.paused = f"{hopeless} of the {len(canary)} datasets that went first failed for good"
-            self._control.pause(self._report.paused)
+            self._report.paused = self._control.pause(f"{hopeless} of the {len(canary)} {WENT_FIRST}")
             return False
         self._control.release()
         return True
@@ -270,12 +323,15 @@ class _Pass:
     def _jobs(self, shards: list[_Shard]) -> None:
         """Look at the jobs of shards that have open datasets."""
         details = self._stack.jobs.describe(shard.job for shard in shards)
-        for shard in shards:
-            detail = details.get(shard.job)
-            if detail is None:
+        known = [shard for shard in shards if shard.job in details]
+        random.shuffle(known)  # where there is no time for all, it is for others each time
+        for shard in known:
+            detail = details[shard.job]
+            self._waiting(detail)
+            if time.monotonic() > self._end:
+                self._at_work |= {line.dataset for line in shard.lines}
                 continue
             self._terminate_others(shard, detail)
-            self._waiting(detail)
             members = self._members(detail)
             # Those that no folder shows have been heard of, and wait for their next attempt: see the strays.
             open_ = {line.dataset for line in shard.lines if self._folder(line.dataset)} & members.keys()
@@ -313,7 +369,7 @@ class _Pass:
             self._at_work.add(dataset)
             return
         before = self._stock.listed(dataset)
-        state = hear.hear(self._stack, detail)
+        state = self._told(hear.hear(self._stack, detail))
         if state in _ENDED:
             self._at_work.add(dataset)  # no stray
             self._report.heard += 1
@@ -337,7 +393,12 @@ class _Pass:
         for name, status in found:
             if status.state == "placed" and status.attempt > self._stock.lines[name].attempt:
                 self._retry(status)
-        begun = [status for _, status in found if status.state in ("submitted", "processing")]
+        # What is from before the campaign is none of its business.
+        begun = [
+            status
+            for name, status in found
+            if status.state in ("submitted", "processing") and status.attempt >= self._stock.firsts.get(name, 1)
+        ]
         details = self._stack.jobs.describe(status.job for status in begun if status.job)
         for status in begun:
             self._find(status, shards.get(status.shard), details.get(status.job))
@@ -349,7 +410,7 @@ class _Pass:
         """Go on with a dataset whose job has ended, although what was heard of it did not count, or that has none."""
         if detail is not None:
             if not is_alive(detail) and self._age_ms(detail.get("stoppedAt")) > GRACE:
-                if hear.hear(self._stack, detail) not in _ENDED:
+                if self._told(hear.hear(self._stack, detail)) not in _ENDED:
                     said = f"its job has ended ({detail.get('status')}), but not what it did"
                     self._follow(status, said, ":unheard")
                 self._report.heard += 1
@@ -374,7 +435,12 @@ class _Pass:
             retry=status.retry,
             output=self._store.uri,
         )
-        hear.follow(self._stack, self._control, ended)
+        self._told(hear.follow(self._stack, self._control, ended))
+
+    def _told(self, heard: Heard) -> str:
+        """Count a dataset that news have moved; return its state."""
+        self._report.moved[heard.state] += heard.moved
+        return heard.state
 
     def _terminate_others(self, shard: _Shard, detail: Mapping[str, Any]) -> None:
         """End jobs that a shard has besides the one that its claim names."""
@@ -385,17 +451,19 @@ class _Pass:
 
     def _waiting(self, detail: Mapping[str, Any]) -> None:
         """See whether a job gets no host."""
+        queue = PurePosixPath(str(detail.get("jobQueue", ""))).name
         summary = detail.get("arrayProperties", {}).get("statusSummary", {})
         waits = detail.get("status") == "RUNNABLE" or (summary.get("RUNNABLE") and not summary.get("RUNNING"))
+        if detail.get("status") in _RUNS or any(summary.get(state) for state in _RUNS):
+            self._report.busy = sorted({*self._report.busy, queue})
         if not waits:
             return
         age, reason = self._age_ms(detail.get("createdAt")), str(detail.get("statusReason", ""))
-        self._report.waiting = max(self._report.waiting, age)
+        self._report.waits[queue] = max(self._report.waits.get(queue, 0.0), age)
         if age > TOO_LONG:
             log.warning("%s waits for a host since %.0f s: %s", detail["jobId"], age, reason or "nobody says why")
         if reason.startswith("MISCONFIGURATION:") and not self._report.paused:
-            self._report.paused = reason
-            self._control.pause(reason)
+            self._report.paused = self._control.pause(reason)
 
     # ---- datasets
 
@@ -425,7 +493,7 @@ class _Pass:
             if detail is not None and (is_alive(detail) or self._age_ms(detail.get("stoppedAt")) <= GRACE):
                 continue
             if detail is not None:
-                hear.hear(self._stack, detail)
+                self._told(hear.hear(self._stack, detail))
             there = messages.read(self._store, status.dataset)
             if there is not None and _is_unjudged(there) and there.order == status.order:
                 self._follow(status, "", ":unheard", status.exit_code)
@@ -460,13 +528,6 @@ class _Pass:
         """Seconds since a time as AWS Batch has it."""
         then = datetime.fromtimestamp(at / 1000, UTC) if isinstance(at, int | float) and at > 0 else None
         return (self._now - then).total_seconds() if then else GRACE + 1
-
-    def _close(self, states: Iterable[str]) -> None:
-        counts = dict.fromkeys(STATES, 0)
-        for state in states:
-            counts[state] += 1
-        record = {"at": messages.now(), "states": {state: count for state, count in counts.items() if count}}
-        self._control.put_once(CLOSED, json.dumps(record, indent=1).encode() + b"\n")
 
 
 def _is_unjudged(status: Status) -> bool:

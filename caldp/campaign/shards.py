@@ -240,7 +240,7 @@ def _shard(name: str, batch: str, lines: tuple[Line, ...], first: bool = False) 
 
 
 def _digest(lines: Iterable[Line]) -> str:
-    return hashlib.sha256("\n".join(line.dataset for line in lines).encode()).hexdigest()[:8]
+    return hashlib.sha256("\n".join(line.dataset for line in lines).encode()).hexdigest()[:16]
 
 
 def jsonl(lines: Iterable[Line]) -> bytes:

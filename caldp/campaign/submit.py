@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,14 +19,14 @@ from typing import Any
 from caldp import messages
 from caldp.batch import in_threads
 from caldp.campaign import transitions
-from caldp.campaign.control import Control, claim_key, manifest_key
+from caldp.campaign.control import SUBMITTED, Control, claim_key, manifest_key
 from caldp.campaign.deployment import Deployment
 from caldp.campaign.jobs import Ask, Jobs, job_name
 from caldp.campaign.lists import Options
 from caldp.campaign.settings import Settings
 from caldp.campaign.shards import Line, jsonl, rescue_shards
 from caldp.errors import OutputError, UsageError
-from caldp.messages import STATES
+from caldp.messages import STATES, Status
 from caldp.store import ConflictError, Create, Store, Update
 
 #: Seconds after which a job that cannot be found by its name was never submitted.
@@ -33,6 +34,8 @@ SETTLED = 600.0
 
 #: What a claim says when no dataset of its shard was left to be submitted.
 NOTHING = "nothing"
+
+log = logging.getLogger("caldp")
 
 
 class NotYetError(Exception):
@@ -100,7 +103,7 @@ class Submitter:
             If its manifest is missing, or damaged.
         """
         lines = self._control.lines(shard)
-        options = Options(**self._control.request()["options"])
+        options = Options.from_json(self._control.request()["options"])
         queue, definition = self._place(lines[0], options)
         claim, etag = self._claim(shard, queue)
         if claim["job"]:
@@ -161,7 +164,7 @@ class Submitter:
         key = manifest_key(shard)
         if mine != lines:
             content = jsonl(mine)
-            key = f"control/submitted/{shard}-{hashlib.sha256(content).hexdigest()[:8]}.jsonl"
+            key = f"{SUBMITTED}/{shard}-{hashlib.sha256(content).hexdigest()[:8]}.jsonl"
             self._control.put_once(key, content)
         manifest, line = self._store.url(key), mine[0]
         what = line.dataset if len(mine) == 1 else f"@{manifest}"
@@ -212,7 +215,15 @@ class Submitter:
         """
         lines, begun = [], set()
         datasets = list(dict.fromkeys(datasets))
-        statuses = in_threads(lambda entry: messages.read(self._store, entry[0]), datasets)
+
+        def read(name: str) -> Status | None:
+            try:
+                return messages.read(self._store, name)
+            except OutputError as error:  # one that is damaged does not keep the others from it
+                log.error("%s", error)
+                return None
+
+        statuses = in_threads(lambda entry: read(entry[0]), datasets)
         for (name, attempt), status in zip(datasets, statuses, strict=True):
             if status is None or status.attempt != attempt or STATES[status.state][0] > STATES["submitted"][0]:
                 continue

@@ -899,10 +899,10 @@ class Cloud:
         return done
 
     def _closed(self) -> bool:
-        keys = [key for bucket in self.buckets.values() for key in bucket.objects]
-        planned = {key.removesuffix("plan.json") for key in keys if key.endswith("control/plan.json")}
-        closed = {key.removesuffix("closed.json") for key in keys if key.endswith("control/closed.json")}
-        return bool(planned) and planned == closed
+        objects = [entry for bucket in self.buckets.values() for entry in bucket.objects.items()]
+        planned = {key.removesuffix("plan.json") for key, _ in objects if key.endswith("control/plan.json")}
+        ends = {key.removesuffix("closed.json"): data for key, data in objects if key.endswith("control/closed.json")}
+        return bool(planned) and planned == {key for key, data in ends.items() if "reopened" not in json.loads(data)}
 
     # ---- how it stands
 

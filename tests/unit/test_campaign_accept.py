@@ -168,8 +168,8 @@ def test_a_plan_depends_on_the_list_alone() -> None:
 def test_what_was_observed_is_frozen() -> None:
     store = Mortal()
     seen = Observation(ONE, "cos", "NUV", "ipppssoot", 1, "calcos", 3 << 30, 10.0)
-    accept(store, listed(), Options(), CALM, Observations.of([seen]), runner="local")
-    assert observations_of(store).jsonl() == Observations.of([seen]).jsonl()
+    accept(store, listed(), Options(), CALM, Observations([seen]), runner="local")
+    assert observations_of(store).jsonl() == Observations([seen]).jsonl()
     lines = {line.dataset: line for shard in Control(store).shards() for line in Control(store).lines(shard)}
     assert (lines[ONE].rung, lines[TWO].rung) == ("8g", "2g")
     assert len(observations_of(Mortal())) == 0

@@ -74,9 +74,9 @@ def waiting(cloud: Cloud) -> list[Mapping[str, Any]]:
 )
 def test_the_end_of_a_child(cloud: Cloud, kind: str, state: str) -> None:
     event = end(cloud, kind)[0]
-    assert hear.hear(cloud.stack, event) == state == status(cloud).state
+    assert hear.hear(cloud.stack, event).state == state == status(cloud).state
     assert len(waiting(cloud)) == (state == "placed")
-    assert hear.hear(cloud.stack, event) == state
+    assert hear.hear(cloud.stack, event).state == state
     assert {body["dataset"] for body in waiting(cloud)} == ({NAMES[0]} if state == "placed" else set())
 
 
@@ -109,22 +109,38 @@ def test_news_of_an_earlier_attempt_do_not_cut_a_wait_short(cloud: Cloud) -> Non
     hear.drain(cloud.stack)
     cloud.call("submit_shards")
     second = end(cloud, "unknown")[0]
-    assert hear.hear(cloud.stack, second) == "placed"
+    assert hear.hear(cloud.stack, second).state == "placed"
     assert (status(cloud).attempt, len(waiting(cloud))) == (3, 1)
-    assert hear.hear(cloud.stack, first) == "placed"
+    assert hear.hear(cloud.stack, first).state == "placed"
     assert len(waiting(cloud)) == 1, "it was queued without its wait"
 
 
 def test_an_image_that_is_not_there_pauses_the_campaign(cloud: Cloud) -> None:
-    assert hear.hear(cloud.stack, end(cloud, "image")[0]) == "placed"
+    assert hear.hear(cloud.stack, end(cloud, "image")[0]).state == "placed"
     assert "CannotPullContainer" in Control(cloud.quiet_store()).paused()
     assert not any(cost for budget, cost in status(cloud).spent.items() if budget in cloud.stack.settings.budgets)
+
+
+def test_old_news_do_not_pause_a_campaign_that_was_repaired(cloud: Cloud) -> None:
+    control, event = Control(cloud.quiet_store()), end(cloud, "image")[0]
+    hear.hear(cloud.stack, event)
+    cloud.clock.advance(60)
+    control.unpause()
+    hear.hear(cloud.stack, event)
+    assert not control.paused()
+
+
+def test_what_paused_a_campaign_first_stays_the_reason(cloud: Cloud) -> None:
+    control = Control(cloud.quiet_store())
+    control.pause("lunch")
+    hear.hear(cloud.stack, end(cloud, "image")[0])
+    assert control.paused() == "lunch"
 
 
 def test_a_cancelled_dataset_stays_so(cloud: Cloud) -> None:
     event = end(cloud, "oom")[0]
     messages.advance(cloud.quiet_store(), Status(NAMES[0], 1, "cancelled", rung="2g"))
-    assert hear.hear(cloud.stack, event) == "cancelled"
+    assert hear.hear(cloud.stack, event).state == "cancelled"
     assert not waiting(cloud)
 
 
@@ -134,7 +150,7 @@ def took_over(cloud: Cloud, job: str) -> Ended:
     messages.advance(store, replace(status(cloud), retry=2, run="run-2", job=job))
     said = {"code": 1, "retriable": False, "reason": "no such aperture", "fingerprint": "0123456789ab"}
     store.put(result_key(NAMES[0], 1, 2), json.dumps(said).encode(), Overwrite())
-    assert hear.hear(cloud.stack, event) == ("error" if job == "job-1:0" else "processing")
+    assert hear.hear(cloud.stack, event).state == ("error" if job == "job-1:0" else "processing")
     return Ended(NAMES[0], 1, succeeded=False, exit_code=1, job="job-1:0", retry=1)
 
 
@@ -173,13 +189,13 @@ def test_a_job_of_somebody_else(cloud: Cloud, changes: dict[str, Any]) -> None:
     event = end(cloud, "oom")[0]
     event["detail"] |= changes
     writes = len(cloud.writes)
-    assert hear.hear(cloud.stack, event) == "foreign"
+    assert hear.hear(cloud.stack, event).state == "foreign"
     assert len(cloud.writes) == writes
 
 
 @pytest.mark.parametrize("event", [{}, {"detail": 1}, {"detail": {"jobId": "job-1", "status": "RUNNING"}}])
 def test_what_is_no_end(cloud: Cloud, event: dict[str, Any]) -> None:
-    assert hear.hear(cloud.stack, event) == "ignored"
+    assert hear.hear(cloud.stack, event).state == "ignored"
 
 
 def test_a_manifest_that_is_missing_or_damaged_is_tried_again(cloud: Cloud) -> None:
@@ -195,7 +211,7 @@ def test_a_manifest_that_is_missing_or_damaged_is_tried_again(cloud: Cloud) -> N
     with pytest.raises(InputError, match="is missing"):
         hear.hear(cloud.stack, event)
     store.put(key, good.data, Overwrite())
-    assert hear.hear(cloud.stack, event) == "placed"
+    assert hear.hear(cloud.stack, event).state == "placed"
 
 
 def test_a_manifest_is_read_once(cloud: Cloud) -> None:
@@ -203,7 +219,7 @@ def test_a_manifest_is_read_once(cloud: Cloud) -> None:
     hear.hear(cloud.stack, first)
     store = cloud.quiet_store()
     store.put(first["detail"]["parameters"]["manifest"].removeprefix(f"{OUTPUT}/"), b"", Overwrite())
-    assert hear.hear(cloud.stack, second) == "placed"
+    assert hear.hear(cloud.stack, second).state == "placed"
 
 
 # ---- what is tried again

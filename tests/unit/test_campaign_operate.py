@@ -31,6 +31,7 @@ from caldp.local_store import LocalStore
 from caldp.messages import STATES, Status
 from caldp.s3_store import S3Store
 from caldp.store import Blob, Create, Overwrite, PutMode, Store
+from tests.fakes.processed import publish
 from tests.fakes.stores import MemoryStore
 from tests.s3 import make_bucket, s3_environment
 
@@ -698,7 +699,7 @@ def test_rescue(store: Store) -> None:
     # What was given by hand at first stays: no less than it had.
     assert (read(store, COS).attempt, read(store, COS).rung, read(store, COS).time_limit) == (2, "2g", 43200)
     assert store.names("messages/dataset-error") + store.names("messages/dataset-cancelled") == []
-    assert store.get(CLOSED) is None  # or nobody would look after it any more
+    assert not control.closed()  # or nobody would look after it any more
     # All retries are before it again.
     ended = Ended(ACS, 4, succeeded=False, exit_code=137, reason="OutOfMemoryError: x", job="j")
     move = transitions.follow(ended, Evidence(status), DEFAULT, lambda delay: delay)
@@ -796,16 +797,9 @@ def test_a_campaign_that_was_closed_is_open_again_when_something_is_placed() -> 
     for name in (ACS, COS):
         stand(store, name, "error", cause="host")
     store.put(CLOSED, b"{}", Create())
-    gone: list[bool] = []
-
-    def close() -> None:
-        gone.append(store.get(CLOSED) is None)
-        store.put(CLOSED, b"{}", Overwrite())  # who reconciles has not seen it yet
-
-    store.before = close
+    store.before = lambda: store.put(CLOSED, b"{}", Overwrite())  # who reconciles has not seen it yet
     do(control, Order("rescue"), Selector((ACS, COS)))
-    assert gone == [True]
-    assert store.get(CLOSED) is None
+    assert not control.closed()
 
 
 # ---- clean
@@ -882,6 +876,19 @@ def test_what_may_be_cleaned(store: Store, selector: Selector) -> None:
     assert do(control, Order("clean", discard=True), ALL).done == [COS, STIS]
     assert {state for state in map(lambda name: read(store, name).state, NAMES)} == {"cancelled", "processing"}
     assert {entry.key.split("/")[2] for entry in store.walk("data")} == {SKY}
+
+
+@pytest.mark.parametrize("selector", [ALL, Selector((ACS,))])
+def test_products_of_an_earlier_attempt_are_not_cleaned_by_chance(store: Store, selector: Selector) -> None:
+    control = campaign(store)
+    publish(store, ACS, {f"{ACS}_flt.fits": b"x"})
+    stand(store, ACS, "error", 2, cause="oom")
+    resolved = resolve(control, Order("clean"), selector)
+    assert names_of(resolved) == []
+    if selector.by_name:
+        assert "its products of attempt 1 would be lost, see --discard-products" in str(resolved.left)
+    assert do(control, Order("clean", discard=True), selector).done == [ACS]
+    assert not list(store.walk("data"))
 
 
 def test_what_was_cleaned_is_not_cleaned_again_unless_it_is_named(store: Store) -> None:

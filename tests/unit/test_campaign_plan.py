@@ -138,9 +138,9 @@ def test_quantiles() -> None:
 
 def test_observations_are_frozen_and_come_back_in_one_order() -> None:
     some = [*many(40, lambda n: 1000 + n), seen(COS, 1000, 1.5)]
-    observations = Observations.of(some)
+    observations = Observations(some)
     data = observations.jsonl()
-    assert Observations.of([*reversed(some), *some]).jsonl() == data == Observations.parse(data).jsonl()
+    assert Observations([*reversed(some), *some]).jsonl() == data == Observations.parse(data).jsonl()
     assert len(observations) == len(data.splitlines()) == 41
     later = json.dumps({**some[0].to_json(), "later": 1}).encode()
     assert Observations.parse(later).jsonl() == Observations(some[:1]).jsonl()

@@ -10,9 +10,9 @@ from functools import partial
 import pytest
 
 from caldp import messages
-from caldp.campaign import observe
+from caldp.campaign import hear, observe, operate
 from caldp.campaign.accept import accept
-from caldp.campaign.control import CLOSED, FOLDED, PAUSE, RELEASED, Control, claim_key
+from caldp.campaign.control import CLOSED, FOLDED, PAUSE, PLAN, RELEASED, Control, claim_key
 from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.operate import Order, Selector, carry_out, resolve
 from caldp.campaign.plan import from_jsonl
@@ -76,6 +76,14 @@ def state(cloud: Cloud, name: str = NAMES[0]) -> tuple[str, int]:
 
 def ends(kinds: dict[str, str], otherwise: str = "") -> Callable[[str, int], str]:
     return lambda name, attempt: kinds.get(name, otherwise)
+
+
+def rescue(cloud: Cloud, *names: str) -> None:
+    with cloud.quietly():
+        control = Control(cloud.quiet_store())
+        resolved = resolve(control, Order("rescue"), Selector(names))
+        due = cloud.clock().isoformat()
+        carry_out(control, resolved, send=lambda bodies: cloud.stack.send(RESCUES, [b | {"due": due} for b in bodies]))
 
 
 # ---- shards
@@ -209,8 +217,34 @@ def test_the_rest_waits_until_failures_are_judged(first: Cloud) -> None:
 
 
 def test_an_operator_releases_them(first: Cloud) -> None:
-    Control(first.quiet_store()).put_once(RELEASED, b"{}")
-    assert reconcile(first.stack, OUTPUT).queued == 3
+    judged(first, 5)
+    assert once(first).paused.startswith("5 of the 5")
+    control = Control(first.quiet_store())
+    assert operate.unpause(control) and control.released()
+    assert reconcile(first.stack, OUTPUT).queued == 2
+
+
+def test_a_pause_by_hand_says_nothing_of_them(first: Cloud) -> None:
+    control = Control(first.quiet_store())
+    operate.pause(control, "lunch")
+    assert operate.unpause(control) and not control.released()
+    assert reconcile(first.stack, OUTPUT).queued == 1
+
+
+@pytest.mark.parametrize("again", ["ok", "deterministic"])
+def test_those_that_were_rescued_must_prove_the_repair(first: Cloud, again: str) -> None:
+    judged(first, 5)
+    once(first)
+    control = Control(first.quiet_store())
+    rescue(first, *canary(first)[0])
+    assert operate.unpause(control) and not control.released() and not control.paused()
+    first.call("drain")
+    first.call("submit_shards")
+    assert reconcile(first.stack, OUTPUT).queued == 0
+    first.jobs.run(lambda name, attempt: again)
+    first.call("on_batch_event")
+    report = reconcile(first.stack, OUTPUT)
+    assert (report.queued, bool(report.paused)) == ((2, False) if again == "ok" else (0, True))
 
 
 # ---- jobs
@@ -234,6 +268,7 @@ def test_ends_of_jobs_that_nobody_heard_of(cloud: Cloud, kind: str, expected: tu
     cloud.clock.advance(GRACE + 1)
     report = once(cloud)
     assert report.heard == (0 if kind == "ok" else 2)
+    assert report.moved == ({} if kind == "ok" else {expected[0]: 2})
     assert state(cloud) == state(cloud, NAMES[3]) == expected
     assert len(cloud.queues[RESCUES]) == (2 if expected[0] == "placed" else 0)
     assert state(cloud, NAMES[1]) == ("submitted", 1)
@@ -246,7 +281,7 @@ def test_only_what_is_open_is_looked_at(cloud: Cloud) -> None:
     gets = cloud.gets
     report = reconcile(cloud.stack, OUTPUT)
     assert report.closed and not report.heard
-    assert cloud.jobs.calls["described"] == 0 and cloud.gets - gets < 15
+    assert cloud.jobs.calls["described"] == 0 and cloud.gets - gets < 20
 
 
 def test_jobs_that_batch_does_not_know(cloud: Cloud) -> None:
@@ -339,6 +374,17 @@ def test_jobs_that_wait_too_long_are_told_of(cloud: Cloud, caplog: pytest.LogCap
     assert "job-1 waits for a host since 1801 s" in caplog.text
     cloud.jobs.jobs["job-1"].status[0] = cloud.jobs.jobs["job-2"].status[0] = "RUNNING"
     assert once(cloud).waiting == 0
+
+
+def test_jobs_that_wait_for_others_of_their_queue_are_no_alarm(cloud: Cloud) -> None:
+    begin(cloud, NAMES[:2], f"{PARENT}/another")
+    submit(cloud)
+    with cloud.quietly():
+        cloud.stack.submit(f"{PARENT}/another", Control(cloud.quiet_store(f"{PARENT}/another")).shards()[0])
+    cloud.clock.advance(TOO_LONG + 1)
+    assert {report.waiting for report in reconcile_all(cloud.stack)} == {TOO_LONG + 1}
+    cloud.jobs.jobs["job-3"].status[0] = "RUNNING"  # of the other campaign
+    assert {report.waiting for report in reconcile_all(cloud.stack)} == {0}
 
 
 def test_a_compute_environment_that_is_wrong_pauses_the_campaign(cloud: Cloud) -> None:
@@ -515,6 +561,81 @@ def test_it_closes_when_all_have_come_to_their_end(cloud: Cloud, lost: float) ->
     blob = cloud.quiet_store().get(CLOSED)
     assert blob is not None and json.loads(blob.data)["states"] == {"error": 1, "processed": 3}
     assert list(open_batches(cloud.stack)) == [] and reconcile_all(cloud.stack) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "existing"), [("processed", "overwrite"), ("error", "skip"), ("processing", "skip")]
+)
+def test_what_somebody_did_before_is_no_end(monkeypatch: pytest.MonkeyPatch, before: str, existing: str) -> None:
+    """The folders show it, and the campaign is about a later attempt."""
+    cloud = Cloud.at(monkeypatch, FIGURES)
+    store = cloud.quiet_store()
+    for name in NAMES:
+        mine = messages.begin(store, name, "by hand", 0)
+        if before == "processed":
+            messages.conclude(store, publish(store, mine).status())
+        elif before == "error":
+            messages.advance(store, replace(mine, state="error", exit_code=23, reason="x", beat=""))
+    listed, options = DatasetList(tuple(NAMES)), Options(existing=existing)
+    accept(store, listed, options, cloud.stack.settings, runner="aws")
+    assert not reconcile(cloud.stack, OUTPUT).closed
+    cloud.work(lambda name, attempt: "ok", minutes=100)
+    assert {state(cloud, name) for name in NAMES} == {("processed", 2)}
+    cloud.assert_sound(NAMES)
+    assert Control(store).closed()
+
+
+def test_what_is_rescued_while_it_closes_keeps_it_open(used: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = Control.close
+
+    def late(control: Control, states: dict[str, int]) -> None:
+        rescue(used, NAMES[1])
+        close(control, states)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Control, "close", late)
+        report = reconcile(used.stack, OUTPUT)
+    assert (report.closed, report.open) == (False, 1)
+    assert list(open_batches(used.stack)) == [OUTPUT]
+    used.lost = 1.0  # nobody but the reconciler hears of its end
+    used.work(lambda name, attempt: "ok", minutes=100)
+    assert state(used, NAMES[1]) == ("processed", 2) and Control(used.quiet_store()).closed()
+
+
+def test_news_that_come_after_it_closed_open_it_again(cloud: Cloud) -> None:
+    figures = replace(FIGURES, budgets={**FIGURES.budgets, "unknown": replace(FIGURES.budgets["unknown"], retries=0)})
+    cloud.stack.settings = figures
+    submit(cloud)
+    cloud.lost = 0.0
+    cloud.jobs.run(ends({NAMES[0]: "oom"}, "ok"))
+    queue = cloud.queues[DEPLOYMENT.event_queue]
+    (event,) = [body for body in queue.bodies if body["detail"]["jobId"] == "job-1:0"]
+    while taken := queue.receive(9):
+        for _, receipt in taken:
+            queue.remove(receipt)
+    cloud.jobs.jobs.clear()  # a week later
+    cloud.clock.advance(GRACE + 1)
+    for _ in range(2):
+        reconcile(cloud.stack, OUTPUT)
+    assert state(cloud)[0] == "error" and Control(cloud.quiet_store()).closed()
+    assert hear.hear(cloud.stack, event).state == "placed"
+    assert list(open_batches(cloud.stack)) == [OUTPUT]
+
+
+def test_a_plan_that_is_damaged_keeps_no_other_from_it(cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:
+    begin(cloud, NAMES[:2], f"{PARENT}/another")
+    cloud.quiet_store().put(PLAN, b"?", Overwrite())
+    assert [report.batch for report in reconcile_all(cloud.stack)] == [f"{PARENT}/another"]
+    assert "plan.json is damaged" in caplog.text
+
+
+def test_where_time_is_up_jobs_are_left_for_the_next_pass(cloud: Cloud) -> None:
+    submit(cloud)
+    cloud.jobs.run(ends({}, "silent"))
+    cloud.clock.advance(GRACE + 1)
+    report = reconcile(cloud.stack, OUTPUT, -1.0)
+    assert not (report.heard or report.lost or report.closed)
+    assert once(cloud).heard == 4
 
 
 def test_all_that_are_open_are_reconciled(cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:

@@ -155,7 +155,7 @@ def test_rescue_shards_are_called_by_what_is_in_them() -> None:
         (2, "8g-6h", 1),
         (3, "2g-6h", 2),
     ]
-    assert all(re.fullmatch(r"mvp-a\d-\dg-6h-r[0-9a-f]{8}", shard.name) for shard in found)
+    assert all(re.fullmatch(r"mvp-a\d-\dg-6h-r[0-9a-f]{16}", shard.name) for shard in found)
     assert len({shard.name for shard in found}) == 4
     assert not any(shard.canary for shard in found)
     assert rescue_shards("mvp", lines[::-1] + lines, DEFAULT) == found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 
 from caldp import messages
 from caldp.campaign.accept import accept
-from caldp.campaign.control import Control, claim_key
+from caldp.campaign.control import REQUEST, Control, claim_key
 from caldp.campaign.jobs import job_name
 from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.settings import DEFAULT
@@ -325,7 +326,7 @@ def test_datasets_that_are_tried_again_become_shards_by_class(cloud: Cloud) -> N
     put(cloud, placed(NAMES[3], attempt=3))
     todo = [(NAMES[0], 2), (NAMES[1], 2), (NAMES[2], 2), (NAMES[3], 3), (NAMES[0], 2)]
     made = submitter(cloud).regroup(todo)
-    classes = [re.sub(r"-r[0-9a-f]{8}$", "", name) for name in made]
+    classes = [re.sub(r"-r[0-9a-f]{16}$", "", name) for name in made]
     assert classes == ["batch-22-a2-16g-1h", "batch-22-a2-8g-1h", "batch-22-a3-8g-1h"]
     assert submitter(cloud).regroup(list(reversed(todo))) == made
     for name in made:
@@ -333,6 +334,22 @@ def test_datasets_that_are_tried_again_become_shards_by_class(cloud: Cloud) -> N
     assert sorted(ask.size for ask in cloud.jobs.asks) == [1, 1, 2]
     assert {ask.queue for ask in cloud.jobs.asks} == {"caldp-8g", "caldp-16g"}
     assert cloud.statuses()[NAMES[0]].spent == {"oom": 1}
+
+
+def test_a_status_that_is_damaged_keeps_no_other_from_it(cloud: Cloud) -> None:
+    for name in NAMES[:2]:
+        put(cloud, placed(name))
+    cloud.quiet_store().put(messages.status_key(NAMES[0]), b"?", Overwrite())
+    (made,) = submitter(cloud).regroup([(NAMES[0], 2), (NAMES[1], 2)])
+    assert [line.dataset for line in Control(cloud.quiet_store()).lines(made)] == [NAMES[1]]
+
+
+def test_a_campaign_of_a_later_version_goes_on(cloud: Cloud) -> None:
+    control = Control(cloud.quiet_store())
+    request = control.request()
+    request["options"]["unheard_of"] = 1
+    cloud.quiet_store().put(REQUEST, json.dumps(request).encode(), Overwrite())
+    assert submitter(cloud).submit(four(cloud)).datasets == 4
 
 
 def test_two_shards_of_one_dataset_submit_it_once(cloud: Cloud) -> None:
