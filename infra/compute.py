@@ -12,11 +12,11 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from caldp.campaign.control import MANIFESTS
+from caldp.campaign.control import MANIFESTS, RESULTS, SUBMITTED
 from caldp.campaign.settings import Rung
 from infra.checks import FOLDERS, NO_RESOURCES, Right, accept, grant
 from infra.settings import Environment, Infra
-from infra.storage import RESULTS, Storage, arns
+from infra.storage import Storage, arns
 
 #: Starts of one job by AWS Batch itself; more memory or time is the campaign's affair.
 ATTEMPTS = 3
@@ -210,6 +210,7 @@ class Compute(Construct):
                 "CRDSBUCKET": self._storage.crds,
                 "CRDS_PATH": _CRDS,
                 "CALDP_CRDS_CACHE_GB": str(self._infra.crds_cache_gb),
+                "OMP_NUM_THREADS": str(rung.vcpus),  # programs would use all processors of the host
             },
             logging=ecs.LogDriver.aws_logs(stream_prefix=rung.name, log_group=self.log_group),
             volumes=[batch.EcsVolume.host(name="crds", container_path=_CRDS, host_path=_HOST_CRDS)],
@@ -265,7 +266,9 @@ class Compute(Construct):
         role = iam.Role(self, "JobRole", assumed_by=self._principal())
         buckets, objects = arns(cdk.Stack.of(self), storage.read_only())
         written = storage.keys("*/data/*", "*/messages/status/*", "*/messages/dataset*", f"*/{RESULTS}/*")
-        batches = storage.keys("*/data/*", "*/messages/*", f"*/{MANIFESTS}/*", f"*/{RESULTS}/*")
+        # Of a shard of which some datasets were left out, the job is told the others.
+        told = storage.keys(*(f"*/{folder}/*" for folder in (MANIFESTS, SUBMITTED, RESULTS)))
+        batches = (*storage.keys("*/data/*", "*/messages/*"), *told)
         # Of a dataset's folder: what an earlier attempt has left there. Versions stay; nobody may delete those.
         replaced = storage.keys("*/messages/dataset*", "*/data/*")
         grant(

@@ -65,11 +65,17 @@ class Observe(Construct):
             )
         self._alarm(
             "runnable-age",
-            f"A job has waited for a host for more than {infra.runnable_minutes} min",
+            f"A job has waited for a host for more than {infra.runnable_minutes} min, and none of its queue runs",
             self._metric(RUNNABLE_AGE, "Maximum", 10),
             infra.runnable_minutes * 60,
         )
-        self._alarm("paused", "A campaign was paused: all its jobs would fail", self._metric(PAUSES, "Sum", 5), 1)
+        self._alarm(
+            "paused",
+            "A campaign is paused: all its jobs would fail, those that went first did, or somebody wanted it so;"
+            " caldp campaign status says which",
+            self._metric(PAUSES, "Sum", 5),
+            1,
+        )
         events.Rule(
             self,
             "queue-blocked",
@@ -163,7 +169,7 @@ class Observe(Construct):
             graph("Failures, % of an hour's", self._failures()),
         )
         board.add_widgets(
-            graph("Oldest job that waits for a host, s", self._metric(RUNNABLE_AGE, "Maximum", 10)),
+            graph("Oldest job that waits, and none of its queue runs, s", self._metric(RUNNABLE_AGE, "Maximum", 10)),
             graph(
                 "Messages that wait",
                 *(

@@ -18,6 +18,12 @@ FOLDER = Path(__file__).parent / "settings"
 #: Days that logs can be kept.
 LOG_DAYS = (1, 3, 5, 7, 14, 30, 60, 90, 180, 365, 731, 1827, 3653)
 
+#: Seconds that a function has to submit a shard, and datasets that it submits a second (``docs/scale.rst``).
+SUBMIT_SECONDS, SUBMITTED_A_SECOND = 300, 35
+
+#: Datasets of the largest shard: half the time is for S3 on a slow day.
+LARGEST_SHARD = SUBMITTED_A_SECOND * SUBMIT_SECONDS // 2
+
 #: Families of instances, by GiB of memory for each vCPU: several, because Spot runs out of one at a time.
 FAMILIES = MappingProxyType(
     {
@@ -108,7 +114,7 @@ class Infra:
         Between two drains of the rescue queue, between two looks of the reconciler.
     failure_percent, runnable_minutes : int
         From which on alarms go off: failures among what ended in an hour (0 for no such alarm), and the longest that a
-        job waits.
+        job waits while none of its queue runs.
     alarm_email : str
         Who hears of alarms.
     budget : int
@@ -218,7 +224,7 @@ def from_json(record: Mapping[str, Any]) -> Environment:
         given["shares"] = MappingProxyType({k: float(v) for k, v in given["shares"].items()})
     infra: Infra = _typed(Infra, given, "infra")
     table = dict(record.get("campaign", {}))
-    found = Environment(infra, campaign.from_json(table), MappingProxyType(table))
+    found = Environment(infra, campaign.of_plain(table), MappingProxyType(table))
     _check(found)
     return found
 
@@ -243,7 +249,7 @@ def _typed(kind: type[Any], given: Mapping[str, Any], table: str) -> Any:  # noq
 
 def _check(found: Environment) -> None:
     infra = found.infra
-    ladder = {rung.name for rung in found.campaign.rungs}
+    ladder, size = {rung.name for rung in found.campaign.rungs}, found.campaign.shard_size
     numbers = (
         *(f"infra.{n}" for n in ("volume_gb", "crds_cache_gb", "versions_days", "images", "runnable_minutes")),
         *(f"infra.{n}" for n in ("drain_minutes", "reconcile_minutes")),
@@ -288,6 +294,8 @@ def _check(found: Environment) -> None:
         "infra.log_level is DEBUG, INFO, WARNING or ERROR": infra.log_level
         not in ("DEBUG", "INFO", "WARNING", "ERROR"),
         "campaign.time_limits: AWS Batch stops no job before 60 s": found.campaign.time_limits[0] < 60,
+        f"campaign.shard_size is {size}: a function submits {SUBMITTED_A_SECOND} datasets a second, and of its"
+        f" {SUBMIT_SECONDS} s half are for slow days: {LARGEST_SHARD} at most": size > LARGEST_SHARD,
     }
     for complaint, wrong in complaints.items():
         if wrong:

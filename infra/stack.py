@@ -48,7 +48,7 @@ class CaldpStack(cdk.Stack):
         cdk.Tags.of(self).add("project", "caldp")
         cdk.Tags.of(self).add("environment", infra.name)
         for name, value, what in (
-            ("Bucket", self.storage.bucket.bucket_name, "Batches, and lists in messages/placed/"),
+            ("Bucket", self.storage.bucket.bucket_name, f"Batches, and lists in {self.storage.prefix}messages/placed/"),
             ("CrdsBucket", self.storage.crds, "CRDSBUCKET of the jobs"),
             ("Repository", self.storage.repository.repository_uri, f"Push the image here, as {infra.tag}"),
             ("Deployment", parameter(infra.name), "What the commands of CALDP read"),

@@ -15,9 +15,6 @@ from caldp.campaign.control import CLAIMS
 from infra.checks import accept
 from infra.settings import Infra
 
-#: Where jobs say what became of them (``caldp.campaign.control.result_key``).
-RESULTS = "control/results"
-
 
 class Storage(Construct):
     """Buckets and repository.

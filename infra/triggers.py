@@ -19,13 +19,28 @@ from aws_cdk import aws_sqs as sqs
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
+from caldp.campaign.control import (
+    CLAIMS,
+    CLOSED,
+    FOLDED,
+    LOGS,
+    MANIFESTS,
+    OBSERVATIONS,
+    PAUSE,
+    PLAN,
+    REJECTED,
+    RELEASED,
+    REQUEST,
+    SEEN,
+    SUBMITTED,
+)
 from caldp.campaign.deployment import NAMESPACE, VARIABLE, parameter, settings_parameter
 from caldp.campaign.observe import INSTRUMENTS, key
 from caldp.campaign.stack import ELSEWHERE
 from infra.checks import FOLDERS, NO_RESOURCES, REVISIONS, Right, accept, grant
 from infra.compute import Compute, log_days
 from infra.packaging import SETTINGS
-from infra.settings import Environment
+from infra.settings import SUBMIT_SECONDS, Environment
 from infra.storage import Storage
 
 #: Folders whose ``placed`` is for lists that are dropped; jobs write beside it all day.
@@ -62,10 +77,20 @@ class Kind:
 #: A million datasets are planned in a minute and 1 GB, and written down in a thousand shards.
 FUNCTIONS: Mapping[str, Kind] = {
     "on-list": Kind("on_list", 3008, 900, "A list of datasets becomes a campaign"),
-    "submit-shards": Kind("submit_shards", 1024, 300, "Shards become jobs"),
+    "submit-shards": Kind("submit_shards", 1024, SUBMIT_SECONDS, "Shards become jobs"),
     "drain-rescues": Kind("submit_shards", 1024, 300, "What is tried again becomes shards", once=True),
     "on-batch-event": Kind("on_batch_event", 512, 120, "The end of a job becomes a state, or another attempt"),
     "reconcile": Kind("reconcile", 3008, 900, "Compares plans, states and jobs, and heals", once=True),
+}
+
+#: What each of them writes of the records of a campaign (``caldp.campaign.control``); the others are those of people
+#: and jobs. Who places another attempt opens a campaign again that was closed.
+RECORDS: Mapping[str, tuple[str, ...]] = {
+    "on-list": (REQUEST, PLAN, REJECTED, OBSERVATIONS, f"{MANIFESTS}/*"),
+    "submit-shards": (f"{CLAIMS}/*", f"{SUBMITTED}/*"),
+    "drain-rescues": (f"{MANIFESTS}/*",),
+    "on-batch-event": (PAUSE, CLOSED, f"{LOGS}/*"),
+    "reconcile": (PAUSE, RELEASED, CLOSED, FOLDED, SEEN, f"{LOGS}/*"),
 }
 
 
@@ -230,11 +255,11 @@ class Triggers(Construct):
         storage, stack = self._storage, cdk.Stack.of(self)
         batch = f"arn:{stack.partition}:batch:{stack.region}:{stack.account}"
         queues = self._compute.queues
-        definitions = (f"{batch}:job-definition/{self._infra.name}-{rung}:*" for rung in queues)
+        # The call names no revision, and what AWS asks for then is said in two ways.
+        names = (f"{batch}:job-definition/{self._infra.name}-{rung}{of}" for rung in queues for of in ("", ":*"))
 
         listing = Right("List", ("s3:ListBucket",), (storage.bucket.bucket_arn,))
         records = Right("ReadRecords", ("s3:GetObject",), storage.keys("*/control/*", "*/messages/*"), FOLDERS)
-        keep = Right("KeepRecords", ("s3:PutObject",), storage.keys("*/control/*"), FOLDERS)
         products = Right("VerifyProducts", ("s3:GetObject",), storage.keys("*/data/*"), FOLDERS)
         # Beside batches, and beside those of lists that want another place.
         observed = storage.keys(*(place + key(name) for name in INSTRUMENTS for place in ("", "*/")))
@@ -245,9 +270,9 @@ class Triggers(Construct):
         entered = Right("FindBatches", ("s3:GetObject",), elsewhere, hashes)
         written = storage.keys("*/messages/status/*", "*/messages/dataset*")
         states = Right("MoveStates", ("s3:PutObject",), written, FOLDERS)
-        names = Right("MoveMessages", ("s3:DeleteObject",), storage.keys("*/messages/dataset*"), FOLDERS)
+        move = Right("MoveMessages", ("s3:DeleteObject",), storage.keys("*/messages/dataset*"), FOLDERS)
 
-        submitted = (*(queue.job_queue_arn for queue in queues.values()), *definitions)
+        submitted = (*(queue.job_queue_arn for queue in queues.values()), *names)
         submit = Right("Submit", ("batch:SubmitJob",), submitted, REVISIONS)
         jobs, random, mine = (f"{batch}:job/*",), "jobs have random ids", self._infra.name
         tag = Right("TagJobs", ("batch:TagResource",), jobs, random, only={"aws:RequestTag/deployment": mine})
@@ -269,16 +294,18 @@ class Triggers(Construct):
 
         rescues = take("TakeRescues", self.channels["rescues"].queue)
         dead = take("TakeDeadLetters", *(channel.dead for channel in self.channels.values()), self.invocations)
-        moving = (listing, records, keep, states, names)
+        moving = (listing, records, states, move)
         rights: dict[str, tuple[Right, ...]] = {
-            "on-list": (listing, dropped, refuse, records, learned, keep, enter, send("shards")),
+            "on-list": (listing, dropped, refuse, records, learned, enter, send("shards")),
             "submit-shards": (*moving, submit, tag, look),
-            "drain-rescues": (listing, records, keep, rescues, send("rescues", "shards")),
+            "drain-rescues": (listing, records, rescues, send("rescues", "shards")),
             "on-batch-event": (*moving, products, send("rescues")),
             "reconcile": (*moving, products, entered, learned, learn, look, end, dead, send(*self.channels)),
         }
         for name, given in rights.items():
-            grant(self.roles[name], (*given, never))
+            kept = storage.keys(*(f"*/{record}" for record in RECORDS[name]))
+            keep = Right("KeepRecords", ("s3:PutObject",), kept, FOLDERS)
+            grant(self.roles[name], (*given, keep, never))
 
     # ---- who calls whom
 

@@ -20,7 +20,7 @@ REQUEST, PLAN, REJECTED = "control/request.json", "control/plan.json", "control/
 OBSERVATIONS, PAUSE, AUDIT = "control/observations.jsonl", "control/pause", "control/audit.jsonl"
 RELEASED, CLOSED, FOLDED = "control/released.json", "control/closed.json", "control/folded.json"
 MANIFESTS, CLAIMS, LOGS, RESULTS = "control/manifests", "control/shards", "control/logs", "control/results"
-SUBMITTED, UNPAUSED = "control/submitted", "control/unpaused.json"
+SUBMITTED, UNPAUSED, SEEN = "control/submitted", "control/unpaused.json", "control/seen.json"
 
 
 #: What a pause says that those have caused which went first.

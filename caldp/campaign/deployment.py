@@ -24,7 +24,7 @@ VARIABLE = "CALDP_DEPLOYMENT"
 NAMESPACE = "CALDP"
 
 #: Metrics that alarms look at: datasets that ended well and not; those that are tried again; age of the oldest job that
-#: waits for a host, seconds; campaigns that were paused because all their jobs would fail.
+#: waits for a host, seconds; campaigns that are paused.
 PROCESSED, ERRORS, RETRIES, RUNNABLE_AGE, PAUSES = "Processed", "Errors", "Retries", "RunnableAge", "Pauses"
 
 _REMEDY = "deploy the stack again"

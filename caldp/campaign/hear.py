@@ -35,7 +35,7 @@ class Heard(NamedTuple):
     state : str
         State of the dataset; ``ignored``, or ``foreign`` for a job that is not ours.
     moved : bool
-        Whether they were new, and moved it, or tell that it ended well.
+        Whether they moved it; one that ended well has said so itself.
     """
 
     state: str
@@ -91,11 +91,7 @@ def follow(stack: Stack, control: Control, ended: Ended) -> Heard:
             again(stack, control, status, move.delay)
     # Of news that change nothing, whatever attempt was placed meanwhile is none of their business: it may have to wait.
     status = status or messages.read(control.store, ended.dataset)
-    if status is None:
-        return Heard("ignored")
-    # One that ended well has said so itself, and nothing is written: such news count each time that they come.
-    is_success = ended.succeeded and status.done and status.attempt == ended.attempt
-    return Heard(status.state, is_success or (is_its_end and move.status is not move.seen))
+    return Heard(status.state if status is not None else "ignored", is_its_end and move.status is not move.seen)
 
 
 def again(stack: Stack, control: Control, status: Status, delay: float = 0.0) -> None:

@@ -6,6 +6,7 @@ nothing, and one that is killed has lost nothing.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -19,7 +20,7 @@ from typing import Any
 from caldp import batch, messages
 from caldp.batch import in_threads
 from caldp.campaign import hear, observe, transitions
-from caldp.campaign.control import WENT_FIRST, Control
+from caldp.campaign.control import SEEN, WENT_FIRST, Control
 from caldp.campaign.failures import DUPLICATE, Ended
 from caldp.campaign.hear import Heard
 from caldp.campaign.jobs import is_alive, job_name
@@ -29,6 +30,7 @@ from caldp.campaign.stack import Stack, log
 from caldp.campaign.submit import NOTHING, SETTLED, read_claim
 from caldp.errors import CaldpError, OutputError
 from caldp.messages import STATES, Status
+from caldp.store import Overwrite
 
 #: Seconds that news may need: after them what nobody has done yet was lost.
 GRACE = 600.0
@@ -68,8 +70,10 @@ class Report:
         Jobs of shards that had two.
     repaired : int
         Messages that were not as the status says.
-    moved : dict
-        Datasets by the states that they came to when the ends of their jobs were heard of.
+    ended : dict
+        Datasets that were processed, and that failed for good (``error``), since the pass before.
+    again : int
+        Datasets that are tried again for what no event has told.
     waiting : float
         Seconds that the oldest job has waited for a host in a queue in which no other runs.
     waits : dict
@@ -91,7 +95,8 @@ class Report:
     retried: int = 0
     terminated: int = 0
     repaired: int = 0
-    moved: Counter[str] = field(default_factory=Counter)
+    ended: dict[str, int] = field(default_factory=dict)
+    again: int = 0
     waiting: float = 0.0
     waits: dict[str, float] = field(default_factory=dict)
     busy: list[str] = field(default_factory=list)
@@ -107,7 +112,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         waits = {queue: round(age) for queue, age in self.waits.items()}
-        return {**self.__dict__, "moved": dict(self.moved), "waiting": round(self.waiting), "waits": waits}
+        return {**self.__dict__, "waiting": round(self.waiting), "waits": waits}
 
     def wait(self, busy: Collection[str]) -> None:
         """Count how long jobs wait, where no other runs: in a large campaign most of them wait for those before."""
@@ -238,9 +243,18 @@ class _Pass:
         report.wait(report.busy)
         states = Counter(self._stock.listed(name) for name in self._stock.lines)
         report.open = sum(states[state] for state in _OPEN) + unjudged
+        self._count(states, unjudged)
         if not report.open and not report.changed and not self._is_cancelled_in_name_only() and self._is_learned():
             report.closed = self._is_closed(states)
         return report
+
+    def _count(self, states: Mapping[str, int], unjudged: int) -> None:
+        """Count what has ended since the pass before: not all news come, and some come twice."""
+        done = sum(count for state, count in states.items() if STATES[state][0] >= STATES["processed"][0])
+        now, before = {"processed": done, "error": states["error"] - unjudged}, self._control.read(SEEN) or {}
+        self._report.ended = {name: max(count - int(before.get(name, 0)), 0) for name, count in now.items()}
+        if now != (before or dict.fromkeys(now, 0)):
+            self._store.put(SEEN, json.dumps(now).encode() + b"\n", Overwrite())
 
     def _is_closed(self, states: Mapping[str, int]) -> bool:
         """Close it, and look again: somebody may have given a dataset another attempt meanwhile."""
@@ -438,8 +452,8 @@ class _Pass:
         self._told(hear.follow(self._stack, self._control, ended))
 
     def _told(self, heard: Heard) -> str:
-        """Count a dataset that news have moved; return its state."""
-        self._report.moved[heard.state] += heard.moved
+        """Count a dataset that is tried again; return its state."""
+        self._report.again += heard.moved and heard.state == "placed"
         return heard.state
 
     def _terminate_others(self, shard: _Shard, detail: Mapping[str, Any]) -> None:

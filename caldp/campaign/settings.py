@@ -108,7 +108,7 @@ class Settings:
     attempts : int
         Of one dataset, whatever they are for.
     shard_size : int
-        Datasets that are submitted with one request.
+        Datasets that are submitted with one request: AWS Batch takes 10,000, a stack what its functions have time for.
     canary : float
         Share of a list that goes first; the rest follows when most of them end well.
     canary_least : int
@@ -216,7 +216,7 @@ def load(path: Path | None) -> Settings:
     UsageError
         If it cannot be read, or makes no sense.
     """
-    return DEFAULT if path is None else read_toml(path, from_json)
+    return DEFAULT if path is None else read_toml(path, of_plain)
 
 
 def read_toml(path: Path, make: Callable[[Mapping[str, Any]], T], *, missing: str = "check the settings") -> T:
@@ -253,7 +253,28 @@ def read_toml(path: Path, make: Callable[[Mapping[str, Any]], T], *, missing: st
 
 
 def from_json(record: Mapping[str, Any]) -> Settings:
-    """Make settings of plain values, as TOML and JSON have them; ValueError when they make no sense."""
+    """Read the JSON form, as campaigns keep it, without what only a later version knows; ValueError as ``of_plain``."""
+    tables: dict[str, Callable[[Any], Any]] = {
+        "rungs": lambda rungs: [_known(Rung, rung) for rung in rungs],
+        "estimates": lambda kinds: {k: _known(Estimate, kinds[k]) for k in kinds if k in DEFAULT.estimates},
+        "budgets": lambda names: {name: _known(Budget, names[name]) for name in names if name in DEFAULT.budgets},
+        "prices": lambda prices: _known(Prices, prices),
+    }
+    try:
+        plain = _known(Settings, record)
+        return of_plain({name: tables.get(name, lambda same: same)(value) for name, value in plain.items()})
+    except (TypeError, AttributeError) as error:  # no table where one should be
+        raise ValueError(f"these are no settings ({error})") from error
+
+
+def _known(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        raise TypeError(f"{record!r} is no table")
+    return {f.name: record[f.name] for f in fields(kind) if f.name in record}
+
+
+def of_plain(record: Mapping[str, Any]) -> Settings:
+    """Make settings of plain values, as TOML has them; ValueError when they make no sense."""
     given = _values(Settings, record, "")
     if "rungs" in given:
         given["rungs"] = tuple(_made(Rung, rung, "rungs") for rung in given["rungs"])

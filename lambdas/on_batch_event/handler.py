@@ -11,7 +11,7 @@ from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from caldp.campaign import hear
-from caldp.campaign.deployment import ERRORS, NAMESPACE, PROCESSED, RETRIES
+from caldp.campaign.deployment import NAMESPACE, RETRIES
 from caldp.campaign.stack import Stack
 
 logger = Logger(service="caldp")
@@ -19,15 +19,13 @@ metrics = Metrics(namespace=NAMESPACE)
 stack = Stack.of_environment(os.environ)
 metrics.set_default_dimensions(service=stack.deployment.name)
 
-COUNTED = {"processed": PROCESSED, "error": ERRORS, "placed": RETRIES}
-
 
 def record_handler(record: SQSRecord) -> None:
     """Do what follows from one event."""
-    state = hear.hear(stack, record.json_body)
-    logger.info("end of a job", extra={"job": record.json_body.get("detail", {}).get("jobId"), "state": state})
-    if state in COUNTED:
-        metrics.add_metric(COUNTED[state], "Count", 1)
+    heard = hear.hear(stack, record.json_body)
+    logger.info("end of a job", extra={"job": record.json_body.get("detail", {}).get("jobId"), **heard._asdict()})
+    if heard.moved and heard.state == "placed":
+        metrics.add_metric(RETRIES, "Count", 1)
 
 
 @logger.inject_lambda_context

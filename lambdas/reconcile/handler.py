@@ -9,7 +9,7 @@ from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from caldp.campaign import letters
-from caldp.campaign.deployment import NAMESPACE, PAUSES, RUNNABLE_AGE
+from caldp.campaign.deployment import ERRORS, NAMESPACE, PAUSES, PROCESSED, RETRIES, RUNNABLE_AGE
 from caldp.campaign.reconcile import reconcile, reconcile_all
 from caldp.campaign.stack import Stack
 
@@ -28,6 +28,9 @@ def handler(event: dict[str, Any], context: LambdaContext) -> list[dict[str, Any
     reports = [reconcile(stack, event["output"])] if event.get("output") else reconcile_all(stack)
     for report in reports:
         logger.info("campaign", extra={"report": report.to_json()})
+        metrics.add_metric(PROCESSED, "Count", report.ended["processed"])
+        metrics.add_metric(ERRORS, "Count", report.ended["error"])
+        metrics.add_metric(RETRIES, "Count", report.again)
     metrics.add_metric(RUNNABLE_AGE, "Seconds", max((report.waiting for report in reports), default=0))
     metrics.add_metric(PAUSES, "Count", sum(bool(report.paused) for report in reports))
     return [report.to_json() for report in reports]

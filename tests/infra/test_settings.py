@@ -86,3 +86,11 @@ def test_so_are_those_of_the_file(tmp_path: Path) -> None:
         assert str(path) in str(error.value)
     with pytest.raises(UsageError, match="nowhere.toml cannot be read"):
         settings.load("nowhere")
+
+
+def test_a_shard_that_a_function_cannot_submit_in_its_time_is_refused_with_the_arithmetic() -> None:
+    assert changed(campaign={"shard_size": 5000}).campaign.shard_size == 5000
+    with pytest.raises(ValueError, match="campaign.shard_size is 10000.* 35 datasets a second.* 300 s.*: 5250 at most"):
+        changed(campaign={"shard_size": 10000})
+    with pytest.raises(ValueError, match="5250 at most"):
+        changed(campaign={"shard_size": settings.LARGEST_SHARD + 1})

@@ -16,6 +16,8 @@ import infra.settings
 from caldp import messages
 from caldp.campaign import control, deployment, lists, settings
 from caldp.campaign.deployment import Deployment
+from caldp.campaign.reconcile import ENOUGH
+from caldp.campaign.submit import SETTLED
 from infra import packaging
 from tests.desk import REPOSITORY
 from tests.infra.conftest import Synthesize, changed
@@ -150,6 +152,8 @@ def test_jobs_get_what_their_rung_says_and_are_nobody_special(dev: Template) -> 
         environment = {each["Name"]: dev.text(each["Value"]) for each in container["Environment"]}
         assert environment["CRDSBUCKET"].startswith("s3://storagecrds")
         assert environment["AWS_DEFAULT_REGION"] == REGION
+        # Else the jobs that share a host would take all of its processors, each of them.
+        assert environment["OMP_NUM_THREADS"] == str(rung.vcpus)
         mounted = {each["ContainerPath"] for each in container["MountPoints"]}
         assert environment["CRDS_PATH"] in mounted
         assert float(environment["CALDP_CRDS_CACHE_GB"]) > 0
@@ -325,6 +329,16 @@ def test_queues_feed_their_functions_in_pieces(dev: Template) -> None:
     assert dev.one("SQS::Queue", QueueName="caldp-dev-rescues")["VisibilityTimeout"] > drain["Timeout"]
 
 
+def test_a_shard_is_submitted_before_somebody_takes_it_for_lost(dev: Template) -> None:
+    timeout = dev.one("Lambda::Function", FunctionName="caldp-dev-submit-shards")["Timeout"]
+    assert timeout == infra.settings.SUBMIT_SECONDS < SETTLED
+    assert infra.settings.LARGEST_SHARD <= infra.settings.SUBMITTED_A_SECOND * timeout / 2
+
+
+def test_the_reconciler_stops_before_it_is_stopped(dev: Template) -> None:
+    assert dev.one("Lambda::Function", FunctionName="caldp-dev-reconcile")["Timeout"] >= ENOUGH + 120
+
+
 def test_clocks_call_the_drain_and_the_reconciler(dev: Template) -> None:
     found = {}
     for rule in dev.all("Events::Rule").values():
@@ -415,6 +429,15 @@ def test_alarms_are_about_what_functions_count(dev: Template) -> None:
     sent = "".join(path.read_text() for path in (REPOSITORY / "lambdas").rglob("handler.py"))
     for name in ("ERRORS", "PROCESSED", "RETRIES", "RUNNABLE_AGE", "PAUSES"):
         assert name in sent, f"no function counts {name}"
+
+
+def test_an_alarm_says_what_it_may_mean(dev: Template) -> None:
+    said = {
+        p["AlarmName"].removeprefix("caldp-dev-"): p["AlarmDescription"] for p in dev.all("CloudWatch::Alarm").values()
+    }
+    assert "and none of its queue runs" in said["runnable-age"]
+    for who in ("all its jobs would fail", "went first", "somebody"):
+        assert who in said["paused"]
 
 
 def test_services_may_publish_alarms_and_nobody_without_tls(dev: Template) -> None:

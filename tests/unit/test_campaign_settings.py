@@ -126,6 +126,10 @@ def test_a_budget_may_change_its_delays_alone(tmp_path: Path) -> None:
 def test_json_form() -> None:
     plain = json.loads(json.dumps(DEFAULT.to_json()))
     assert from_json(plain) == DEFAULT
+    # Of a later version.
+    plain["unheard_of"] = plain["prices"]["unheard_of"] = plain["rungs"][0]["unheard_of"] = 1
+    plain["budgets"]["unheard_of"] = plain["estimates"]["unheard_of"] = {}
+    assert from_json(plain) == DEFAULT
     assert from_json(plain).to_json() == DEFAULT.to_json()
 
 

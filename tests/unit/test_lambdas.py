@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from caldp.campaign.control import Control
+from caldp.campaign.deployment import ERRORS, PROCESSED, RETRIES
+from caldp.campaign.reconcile import GRACE
 from caldp.campaign.settings import DEFAULT
 from caldp.errors import UsageError
 from tests.fakes import batch
@@ -25,6 +27,7 @@ from tests.fakes.cloud import BUCKET, DEPLOYMENT, OUTPUT, Cloud
 from tests.s3 import REPOSITORY
 
 NAMES = batch.names(5)
+COUNTED = (PROCESSED, ERRORS, RETRIES)
 # A call that counted nothing, such as one of no messages.
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics to publish")
 
@@ -151,6 +154,14 @@ def test_a_campaign_from_its_list_to_its_end(load: Load, cloud: Cloud, capsys: p
     assert "RunnableAge" in found
 
 
+def begun(load: Load, cloud: Cloud, outcome: Callable[[str, int], str]) -> None:
+    """Begin a campaign, and let its jobs run to their end."""
+    load("on_list").handler({"datasets": NAMES, "batch": "batch-22"}, Context())
+    shards = Control(cloud.quiet_store()).shards()
+    load("submit_shards").handler(records(*({"output": OUTPUT, "shard": name} for name in shards)), Context())
+    cloud.jobs.run(outcome)
+
+
 # ---- on_list
 
 
@@ -214,7 +225,30 @@ def test_events_that_fail_come_back_alone(load: Load, cloud: Cloud) -> None:
     assert states == {name: "processing" if name in second else "placed" for name in NAMES}
 
 
+def test_failures_that_are_told_twice_count_once(load: Load, cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+    begun(load, cloud, lambda name, attempt: "oom")
+    events = [body for body, _ in cloud.queues[DEPLOYMENT.event_queue].receive(10)]
+    load("on_batch_event").handler(records(*events, *events), Context())
+    assert metrics(capsys.readouterr().out)["Retries"] == 5
+
+
 # ---- reconcile
+
+
+def test_ends_of_jobs_that_no_event_has_told_are_counted(
+    load: Load, cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud.lost = 1.0
+    ends = dict(zip(NAMES, ("oom", "oom", "deterministic", "late", "host"), strict=True))
+    begun(load, cloud, lambda name, attempt: ends[name])
+    reconcile = load("reconcile").handler
+    found = []
+    for _ in range(2):
+        cloud.clock.advance(GRACE + 60)
+        capsys.readouterr()
+        reconcile({}, Context())
+        found.append({name: count for name, count in metrics(capsys.readouterr().out).items() if name in COUNTED})
+    assert found == [{"Retries": 3, "Errors": 0, "Processed": 0}, {"Retries": 0, "Errors": 1, "Processed": 1}]
 
 
 def test_one_campaign_is_reconciled(load: Load, cloud: Cloud) -> None:
