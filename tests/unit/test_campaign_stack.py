@@ -43,7 +43,7 @@ def test_it_is_found_in_the_environment(environ: dict[str, str]) -> None:
     assert stack.deployment == DEPLOYMENT and stack.settings.to_json() == DEFAULT.to_json()
 
 
-@pytest.mark.parametrize("text", [None, "nonsense", "[]", '{"rungs": 1}', '{"whatever": 1}'])
+@pytest.mark.parametrize("text", [None, "nonsense", "[]", '{"rungs": 1}', '{"shard_size": 0}'])
 def test_settings_that_make_no_sense(environ: dict[str, str], text: str | None) -> None:
     path = Path(environ["CALDP_SETTINGS"])
     path.write_text(text) if text is not None else path.unlink()
