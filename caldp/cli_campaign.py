@@ -274,7 +274,7 @@ def _run_here(
         request = control.request()
         control.plan()
         figures = settings.from_json(request["settings"])
-        given = Options(**request["options"])
+        given = Options.from_json(request["options"])
     else:
         figures = local.fitted(settings.load(settings_file), room)
         found, given = _read(listing, asked)
@@ -329,7 +329,8 @@ def _submit(listing: str, output_uri: str, deployment: str, asked: dict[str, Any
         if count:
             click.echo(f"{count:,} {what}")
     click.echo(f"about {estimate['hours']:,} hours of jobs, ${estimate['cost']:,.2f}")
-    click.echo(f"see caldp campaign status {output_uri}")
+    is_dry = "the list asks for a dry run: nothing was written" if reply.get("dry_run") else ""
+    click.echo(is_dry or f"see caldp campaign status {output_uri}")
 
 
 def _observed(place: str, found: DatasetList) -> Observations | None:

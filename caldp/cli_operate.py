@@ -138,7 +138,7 @@ def _operate(verb: str, given: dict[str, Any], order_of: Callable[[dict[str, Any
         code = _carried_out(given, order_of({"why": given["why"]}))
     except (Exception, Stop, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, it becomes one line
         interrupts.shield()
-        refuse(f"caldp campaign {verb}", _explained(error), "the campaign")
+        refuse(f"caldp campaign {verb}", error, "the campaign")
     interrupts.shield()
     sys.exit(code)
 
@@ -186,7 +186,11 @@ def _tell(control: Control, resolved: Resolved, outcome: Outcome, as_json: bool)
     is_local = control.request().get("runner") != "aws"
     if outcome.done and outcome.verb == "rescue":
         here = f"unless it is running, go on with: caldp campaign submit --resume {control.store.uri}"
-        click.echo(here if is_local else "they are submitted within a minute or two")
+        paused = control.paused()
+        there = (
+            f"the campaign is paused ({paused}): see caldp campaign unpause" if paused else "they are submitted soon"
+        )
+        click.echo(here if is_local else there)
     elif outcome.done and outcome.verb == "cancel" and is_local:
         click.echo("what is running is stopped within seconds by the command that runs the campaign")
 
@@ -212,7 +216,7 @@ def pause_command(place: str, why: str) -> None:
         operate.pause(control, why)
         click.echo(f"paused: {control.paused()}")
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes one line
-        refuse("caldp campaign pause", _explained(error), "the campaign")
+        refuse("caldp campaign pause", error, "the campaign")
 
 
 @click.command("unpause", short_help="Go on after a pause.")
@@ -236,7 +240,7 @@ def unpause_command(place: str, why: str) -> None:
         was_paused = operate.unpause(control, why)
         is_local = control.request().get("runner") != "aws"
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes one line
-        refuse("caldp campaign unpause", _explained(error), "the campaign")
+        refuse("caldp campaign unpause", error, "the campaign")
     click.echo("not paused any more" if was_paused else "it was not paused")
     if was_paused and is_local:
         click.echo(f"go on with: caldp campaign submit --resume {control.store.uri}")
@@ -273,7 +277,7 @@ def logs_command(place: str, dataset: str, follow: bool, attempt: int | None, de
     except BrokenPipeError:
         raise  # click ends quietly
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes one line
-        refuse("caldp campaign logs", _explained(error), "the log")
+        refuse("caldp campaign logs", error, "the log")
 
 
 def _heading(where: str) -> None:
@@ -289,13 +293,6 @@ def _open(place: str) -> Control:
     from caldp.campaign.control import Control
 
     return Control(open_batch(place))
-
-
-def _explained(error: BaseException) -> BaseException:
-    """Return what went wrong in words, where AWS says it."""
-    if type(error).__module__.partition(".")[0] == "botocore":
-        return CaldpError(f"AWS: {error}", remedy="check the credentials, the region and what they allow")
-    return error
 
 
 # ---- on AWS
@@ -332,12 +329,10 @@ def _sender(stack: Stack) -> Send:
 
 def _cloud(control: Control, deployment: str) -> Cloud | None:
     """Return where jobs log; None where only the batch tells."""
-    import boto3
-
     from caldp.campaign.operate import Cloud
-    from caldp.campaign.stack import Stack
+    from caldp.campaign.stack import Stack, client
 
     if not _is_on_aws(control) or not (deployment or control.request().get("deployment")):
         return None
     stack = Stack.of_campaign(control, deployment)
-    return Cloud(boto3.client("logs"), stack.deployment.log_group, stack.jobs)
+    return Cloud(client("logs"), stack.deployment.log_group, stack.jobs)

@@ -302,6 +302,10 @@ def describe(error: BaseException, dataset: str) -> CaldpError:
         return CaldpMemoryError(f"{_of(dataset)}CALDP ran out of memory", remedy="run it with more memory")
     if isinstance(error, OSError):
         return _describe_oserror(error, dataset)
+    if type(error).__module__.partition(".")[0] == "botocore":
+        return CaldpError(
+            f"{_of(dataset)}AWS says: {error}", remedy="check the credentials, the region and what they allow"
+        )
     return CaldpError(
         f"{_of(dataset)}unforeseen {type(error).__name__}: {error}",
         remedy="please report it, with logs/process.txt if there is one",

@@ -27,6 +27,9 @@ _ASIDE = ("output", "batch", "dry_run", "label")
 #: Names that a message shows.
 _EXAMPLES = 3
 
+#: Entries that are no datasets which a reply shows.
+_TOLD = 100
+
 
 @dataclass(frozen=True)
 class Accepted:
@@ -38,7 +41,7 @@ class Accepted:
         Where.
     reply : mapping
         What whoever sent the list is told: ``batch``, ``accepted``, ``rejected``, ``duplicates``, ``skipped``,
-        ``shards``, ``jobs``, ``estimate``.
+        ``shards``, ``jobs``, ``estimate``, ``invalid``.
     shards : tuple of str
         The shards to submit now: all, or those that go first.
     resumed : bool
@@ -175,24 +178,31 @@ def accept(
             drawn = draw(store, listed, options, settings, observations_of(store))
     shards = drawn.plan.shards(control.name, settings)
     rejected = [*listed.rejected, *drawn.plan.refused]
-    reply = {
-        "batch": control.name,
-        "accepted": len(drawn.plan.lines),
-        "rejected": len(rejected),
-        "duplicates": listed.duplicates,
-        "skipped": len(drawn.skipped),
-        "shards": len(shards),
-        "jobs": len(drawn.plan.lines),
-        "estimate": {"hours": round(drawn.plan.hours, 2), "cost": round(drawn.plan.cost, 2)},
-    }
+    told = reply(control.name, listed, drawn, len(shards))
     control.write_lines(REJECTED, (entry.to_json() for entry in rejected))
     for shard in shards:
         control.write_manifest(shard)
     names, first = [shard.name for shard in shards], [shard.name for shard in shards if shard.canary]
     # Last: from here on there is a campaign.
-    more = {"skipped": list(drawn.skipped), "shards": names, "first": first, "reply": reply}
+    more = {"skipped": list(drawn.skipped), "shards": names, "first": first, "reply": told}
     control.write_plan({**drawn.plan.to_json(), **more})
-    return Accepted(control, reply, tuple(first or names), resumed=False)
+    return Accepted(control, told, tuple(first or names), resumed=False)
+
+
+def reply(batch: str, listed: DatasetList, drawn: Drawn, shards: int) -> dict[str, Any]:
+    """Return what whoever sent a list is told of it, with the first of the entries that are no datasets."""
+    rejected = [*listed.rejected, *drawn.plan.refused]
+    return {
+        "batch": batch,
+        "accepted": len(drawn.plan.lines),
+        "rejected": len(rejected),
+        "duplicates": listed.duplicates,
+        "skipped": len(drawn.skipped),
+        "shards": shards,
+        "jobs": len(drawn.plan.lines),
+        "estimate": {"hours": round(drawn.plan.hours, 2), "cost": round(drawn.plan.cost, 2)},
+        "invalid": [entry.to_json() for entry in rejected[:_TOLD]],
+    }
 
 
 def _request(batch: str, listed: DatasetList, options: Options, settings: Settings, runner: str) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class Deployment:
     output : str
         ``s3://bucket[/prefix]``: the parent of batches, where nobody says another.
     placed : str
-        Prefix of the keys of lists that are dropped, with a slash at its end; or empty.
+        Prefix of all keys that functions and jobs may write, and of lists that are dropped, with a slash at its end; or
+        empty.
     list_queue, shard_queue, event_queue, rescue_queue : str
         URLs of the queues of lists, of shards to be submitted, of ends of jobs, of datasets to be tried again.
     dead_queues : mapping

@@ -585,12 +585,23 @@ def _yes_or_no(value: object) -> bool:
     return value
 
 
+#: What a batch may be called: one that is all dots would lead out of the output, and it becomes a tag of jobs.
+_BATCH = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "give 1 to 64 letters, digits and ._-")
+
+
+def checked_name(batch: str) -> str:
+    """Return the name of a batch; UsageError if none can be called so."""
+    try:
+        return str(_BATCH(batch))
+    except ValueError as error:
+        raise UsageError(f"no batch can be called {_shown(batch)}", remedy=str(error)) from error
+
+
 #: Field of a request -> attribute of the options, and what checks and reads it.
 _FIELDS: Mapping[str, tuple[str, Callable[[Any], object]]] = {
     "s3_output_path": ("output", _output),
     "s3_output_bucket": ("output", lambda v: _output(v if str(v).startswith("s3:") else f"s3://{v}")),
-    # A name that is all dots would lead out of the output.
-    "batch": ("batch", _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "give 1 to 64 letters, digits and ._-")),
+    "batch": ("batch", _BATCH),
     "input": ("input", _input),
     # A script that jobs run: whoever may send a request chooses among those of the image, and brings none.
     "config": ("config", _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "give the name of a config script")),

@@ -60,6 +60,41 @@ class Message:
     receipt: str
 
 
+def client(service: str, aws: Mapping[str, str] | None = None, **options: Any) -> Any:  # noqa: ANN401 - no types
+    """Make a client of AWS, by the settings that S3's goes by.
+
+    Parameters
+    ----------
+    service : str
+        For example ``batch``.
+    aws : mapping, optional
+        AWS_* variables that count instead of those of the environment.
+    **options
+        Of ``botocore.config.Config``.
+
+    Returns
+    -------
+    botocore client
+
+    Raises
+    ------
+    UsageError
+        If the settings make no sense.
+    """
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    from caldp import s3
+
+    try:
+        return s3.session_of(aws or {}).create_client(service, config=Config(**options))
+    except (BotoCoreError, ValueError) as error:
+        raise UsageError(
+            f"AWS cannot be used with these settings: {str(error).rstrip('.')}",
+            remedy="export AWS_REGION, and AWS_PROFILE or credentials",
+        ) from error
+
+
 class Stack:
     """A deployment, and what of AWS it needs.
 
@@ -110,9 +145,7 @@ class Stack:
         UsageError
             If there is none of that name, or AWS does not tell.
         """
-        import boto3
-
-        ssm = boto3.client("ssm")
+        ssm = client("ssm")
         deployment = Deployment.fetch(name, ssm)
         return cls(deployment, figures or fetch_settings(name, ssm))
 
@@ -136,6 +169,18 @@ class Stack:
         if scheme != "s3" or rest.removeprefix("//").partition("/")[0] not in self.deployment.buckets:
             raise UsageError(f"{uri} is in no bucket of {self.deployment.name}", remedy="give one that is")
         return self._open(uri)
+
+    def output(self, uri: str) -> Store:
+        """Open a place for a batch; UsageError if functions and jobs may not write there."""
+        top = f"{'/'.join(self.deployment.output.split('/')[:3])}/{self.deployment.placed}"
+        if uri.count("/") < 3:
+            raise UsageError(f"{uri} is a bucket, and no batch", remedy=f"give {top}<name of the batch>")
+        store = self.store(uri)
+        if uri.split("/")[2] == top.split("/")[2] and not uri.startswith(top):
+            raise UsageError(
+                f"{uri} is not below {top}, where {self.deployment.name} may write", remedy="give a place there"
+            )
+        return store
 
     def _open(self, uri: str) -> Store:
         return open_store(uri, self._aws)
@@ -212,10 +257,7 @@ class Stack:
         return self._client("sqs")
 
     def _client(self, service: str, **options: Any) -> Any:  # noqa: ANN401 - boto3 has no types
-        import boto3
-        from botocore.config import Config
-
-        return boto3.client(service, config=Config(**options))
+        return client(service, self._aws, **options)
 
     # ---- queues
 

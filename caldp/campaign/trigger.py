@@ -7,14 +7,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from caldp.campaign import lists, observe
-from caldp.campaign.accept import accept, draw
+from caldp.campaign.accept import accept, draw, reply
 from caldp.campaign.control import Control
 from caldp.campaign.letters import REPLAYED
 from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.stack import Stack, log
 from caldp.dataset import Dataset
 from caldp.errors import CaldpError, UsageError
-from caldp.store import Overwrite
+from caldp.store import Overwrite, parse_uri
 
 #: What batches are not called: folders of other things are beside them.
 RESERVED = ("control", "data", "messages", observe.FOLDER)
@@ -99,23 +99,35 @@ def begin(stack: Stack, listed: DatasetList, options: Options, output: str) -> d
     UsageError
         If it makes no sense, or the deployment does not allow it.
     """
-    deployment = stack.deployment
+    deployment, output = stack.deployment, output.rstrip("/")
     lists.check_allowed(
         options,
         buckets=deployment.buckets,
         job_definitions=set(deployment.job_definitions.values()),
         job_queues=set(deployment.job_queues.values()),
     )
-    store = stack.store(output.rstrip("/"))
-    batch = Control(store).name
+    _check_reachable(options)
+    store = stack.output(output)
+    batch = lists.checked_name(Control(store).name)
     if batch in RESERVED:
         raise UsageError(f"no batch can be called {batch}: beside batches that is a folder", remedy="choose another")
     observed = observe.known(stack.place(store.uri), {Dataset.parse(name).instrument for name in listed.datasets})
     if options.dry_run:
         drawn = draw(store, listed, options, stack.settings, observed)
-        return {"batch": batch, "dry_run": True, **drawn.plan.to_json(), "skipped": len(drawn.skipped)}
+        told = reply(batch, listed, drawn, drawn.plan.submit_jobs)
+        return {**drawn.plan.to_json(), **told, "output": store.uri, "dry_run": True, "resumed": False}
     accepted = accept(store, listed, options, stack.settings, observed, runner="aws", deployment=deployment.name)
     stack.enter(store.uri)
     # A repetition sends them again: whoever was killed may not have come so far, and no shard is submitted twice.
     stack.send(deployment.shard_queue, ({"output": store.uri, "shard": name} for name in accepted.shards))
     return {**accepted.reply, "output": store.uri, "resumed": accepted.resumed}
+
+
+def _check_reachable(options: Options) -> None:
+    """Refuse inputs and configs that only whoever asks has: jobs run elsewhere."""
+    if options.input and parse_uri(options.input)[0] == "file":
+        raise UsageError(
+            f"jobs on AWS cannot read {options.input}", remedy="put the data into a bucket, or take astroquery:"
+        )
+    if "/" in options.config:
+        raise UsageError(f"jobs on AWS cannot read {options.config}", remedy="name a config script of the image")

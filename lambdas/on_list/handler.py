@@ -25,7 +25,8 @@ def take(event: dict[str, Any]) -> list[dict[str, Any]]:
     replies = trigger.take(stack, event)
     for reply in replies:
         logger.info("list", extra={"reply": reply})
-        metrics.add_metric("Refused" if "error" in reply else "Accepted", "Count", reply.get("accepted", 1))
+        if not reply.get("dry_run"):
+            metrics.add_metric("Refused" if "error" in reply else "Accepted", "Count", reply.get("accepted", 1))
     return replies
 
 

@@ -146,16 +146,63 @@ def test_observations_that_are_damaged(camp: Camp) -> None:
     assert planned("list.ids", observed)["unobserved"] == 1
 
 
-def test_on_aws_a_plan_goes_by_what_the_deployment_knows(camp: Camp, aws_of_moto: None) -> None:
+@pytest.fixture
+def deployment(aws_of_moto: None) -> str:
+    """A deployment of which there are its parameters, a bucket and a queue."""
+    queue = boto3.client("sqs").create_queue(QueueName="shards")["QueueUrl"]
     known = Deployment(
         **{"name": "caldp-test", "buckets": ("outputs",), "output": "s3://outputs/runs", "log_group": "l"},
-        **{"list_queue": "l", "shard_queue": "s", "rescue_queue": "r"},
+        **{"list_queue": "l", "shard_queue": queue, "rescue_queue": "r"},
         **{"job_queues": {"2g": "q"}, "job_definitions": {"2g": "d"}},
     )
     ssm = boto3.client("ssm")
     for name, record in ((parameter, known), (settings_parameter, DEFAULT)):
         ssm.put_parameter(Name=name("caldp-test"), Value=json.dumps(record.to_json()), Type="String")
     boto3.client("s3").create_bucket(Bucket="outputs")
+    return known.name
+
+
+def submit(*args: str) -> click.testing.Result:
+    return click.testing.CliRunner().invoke(main, ["campaign", "submit", *args])
+
+
+def test_aws_without_a_region(camp: Camp, deployment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = ("list.ids", "s3://outputs/runs/b", "--deployment", deployment)
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    for done in (plan(*where), submit(*where)):
+        assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+        assert "You must specify a region; export AWS_REGION" in done.stderr
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    assert plan(*where).exit_code == 0
+    done = submit(*where)
+    assert (done.exit_code, done.stdout.splitlines()[0]) == (0, "campaign b: 3 datasets in 1 shard"), done.stderr
+
+
+def test_a_list_that_asks_for_a_dry_run_on_aws(camp: Camp, deployment: str) -> None:
+    Path("dry.json").write_text(json.dumps({"datasets": [ONE, TWO], "dry_run": True}))
+    done = submit("dry.json", "s3://outputs/runs/b", "--deployment", deployment)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "the list asks for a dry run: nothing was written"
+    assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="outputs")
+
+
+def test_what_aws_refuses_is_said_in_a_line(camp: Camp, deployment: str) -> None:
+    boto3.client("sqs").delete_queue(QueueUrl=boto3.client("sqs").get_queue_url(QueueName="shards")["QueueUrl"])
+    done = submit("list.ids", "s3://outputs/runs/b", "--deployment", deployment)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert "AWS says: " in done.stderr and "check the credentials" in done.stderr
+
+
+def test_another_request_for_the_same_place_on_aws(camp: Camp, deployment: str) -> None:
+    where = ("s3://outputs/runs/b", "--deployment", deployment)
+    assert submit("list.ids", *where).exit_code == 0
+    done = submit("list.ids", *where, "--memory-rung", "8g")
+    assert done.exit_code == 2 and "--resume" not in done.stderr
+    assert "give another output, or the list and the options of that campaign" in done.stderr
+
+
+def test_on_aws_a_plan_goes_by_what_the_deployment_knows(camp: Camp, deployment: str) -> None:
     where = ("list.ids", "s3://outputs/runs/batch", "--deployment", "caldp-test")
     assert planned(*where)["unobserved"] == 3
     observed = observe_earlier(camp, TWO)

@@ -75,6 +75,7 @@ def test_what_is_written() -> None:
         "shards": 2,
         "jobs": 3,
         "estimate": {"hours": 0.93, "cost": 0.04},
+        "invalid": [{"line": 2, "text": "nonsense", "reason": "not an HST dataset name"}],
     }
     assert not accepted.resumed
     control = Control(store)

@@ -127,7 +127,7 @@ def test_a_dry_run_writes_nothing(cloud: Cloud) -> None:
     assert not objects(cloud) and not cloud.writes and not queued(cloud)
     assert (reply["dry_run"], reply["datasets"], reply["submit_jobs"], reply["skipped"]) == (True, 50, 3, 0)
     (real,) = trigger.take(cloud.stack, {"datasets": NAMES})
-    assert real["batch"] == reply["batch"]
+    assert {name: reply[name] for name in real} == real
 
 
 # ---- the same list again
@@ -247,6 +247,50 @@ def test_names_of_other_folders_are_no_names_of_batches(cloud: Cloud, name: str)
     drop(cloud, "control/placed/x.json", json.dumps({"datasets": NAMES, "batch": name}))
     (reply,) = trigger.take(cloud.stack, created("control/placed/x.json"))
     assert reply["error"] == said and objects(cloud)["control/refused/x.json.txt"].decode() == f"{said}\n"
+
+
+def test_a_reply_names_some_of_what_is_invalid(cloud: Cloud) -> None:
+    asked = {"datasets": [*batch.names(200), *(f"x{number}" for number in range(100))], "on_invalid": "skip"}
+    (reply,) = trigger.take(cloud.stack, {**asked, "dry_run": True})
+    assert (reply["rejected"], len(reply["invalid"])) == (100, 100)
+    assert reply["invalid"][0] == {"line": 201, "text": "x0", "reason": "not an HST dataset name"}
+
+
+@pytest.mark.parametrize(
+    ("output", "prefix", "said"),
+    [
+        (f"s3://{BUCKET}", "", "is a bucket, and no batch; give s3://outputs/<name of the batch>"),
+        (f"s3://{BUCKET}/elsewhere/b", "runs/", "is not below s3://outputs/runs/, where caldp-test may write"),
+        (f"s3://{BUCKET}/runsx/b", "runs/", "is not below s3://outputs/runs/, where caldp-test may write"),
+        (f"{PARENT}/cos#1&2", "", "no batch can be called 'cos#1&2'; give 1 to 64 letters, digits and ._-"),
+        (f"{PARENT}/cos (new flat)", "", "no batch can be called"),
+        (f"{PARENT}/{'x' * 65}", "", "no batch can be called"),
+        (f"{PARENT}/..", "", "no batch can be called"),
+    ],
+)
+def test_places_for_no_batch(
+    cloud: Cloud, output: str, prefix: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud.stack, "deployment", replace(cloud.stack.deployment, placed=prefix))
+    with pytest.raises(UsageError) as refused:
+        trigger.begin(cloud.stack, DatasetList(tuple(NAMES)), Options(), output)
+    assert said in str(refused.value)
+    assert not cloud.writes
+    trigger.begin(cloud.stack, DatasetList(tuple(NAMES)), Options(), f"{PARENT}/far/away/b")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"input": "file:/data/raw"}, "jobs on AWS cannot read file:/data/raw; put the data into a bucket"),
+        ({"config": "/home/me/caldp-config"}, "jobs on AWS cannot read /home/me/caldp-config; name a config script"),
+    ],
+)
+def test_what_only_the_sender_has(cloud: Cloud, asked: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        trigger.begin(cloud.stack, DatasetList(tuple(NAMES)), Options(**asked), f"{PARENT}/b")  # type: ignore[arg-type]
+    assert said in str(refused.value)
+    assert not cloud.writes
 
 
 def test_a_list_in_a_foreign_bucket(cloud: Cloud) -> None:
