@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -13,7 +14,7 @@ from caldp import messages
 from caldp.batch import in_threads
 from caldp.campaign.shards import Line, Shard, jsonl, parse_jsonl
 from caldp.errors import InputError, OutputError, UsageError
-from caldp.messages import STATES
+from caldp.messages import STATES, Status
 from caldp.store import ConflictError, Create, Overwrite, Store, Update, open_store
 
 REQUEST, PLAN, REJECTED = "control/request.json", "control/plan.json", "control/rejected.jsonl"
@@ -22,6 +23,8 @@ RELEASED, CLOSED, FOLDED = "control/released.json", "control/closed.json", "cont
 MANIFESTS, CLAIMS, LOGS, RESULTS = "control/manifests", "control/shards", "control/logs", "control/results"
 SUBMITTED, UNPAUSED, SEEN = "control/submitted", "control/unpaused.json", "control/seen.json"
 
+
+log = logging.getLogger("caldp")
 
 #: What a pause says that those have caused which went first.
 WENT_FIRST = "datasets that went first failed for good"
@@ -186,6 +189,18 @@ class Control:
 
     # ---- how it goes
 
+    def statuses(self, names: Iterable[str]) -> list[Status | None]:
+        """Return how datasets stand, in their order; one that is damaged is logged, and keeps no other from it."""
+
+        def read(name: str) -> Status | None:
+            try:
+                return messages.read(self.store, name)
+            except OutputError as error:
+                log.error("%s", error)
+                return None
+
+        return list(in_threads(read, names))
+
     def result(self, dataset: str, attempt: int, retry: int = 1) -> dict[str, Any] | None:
         """Return what a job said of itself, or None: it may have been killed before it could."""
         return self.read(result_key(dataset, attempt, retry))
@@ -232,8 +247,7 @@ class Control:
         if not paused:
             return False
         if WENT_FIRST in paused:
-            first = self.plan().get("canary", ())
-            statuses = in_threads(lambda name: messages.read(self.store, name), first)
+            statuses = self.statuses(self.plan().get("canary", ()))
             if not any(status is not None and STATES[status.state][0] < STATES["error"][0] for status in statuses):
                 self.release()
         self.unpause()

@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -28,7 +28,7 @@ from caldp.campaign.progress import settled, take_stock
 from caldp.campaign.shards import Line
 from caldp.campaign.stack import Stack, log
 from caldp.campaign.submit import NOTHING, SETTLED, read_claim
-from caldp.errors import CaldpError, OutputError
+from caldp.errors import CaldpError
 from caldp.messages import STATES, Status
 from caldp.store import Overwrite
 
@@ -322,7 +322,7 @@ class _Pass:
         if any(self._is_open(name) for name in canary):
             return False
         failed = [name for name in canary if self._stock.listed(name) == "error"]
-        statuses = self._statuses(failed)
+        statuses = self._control.statuses(failed)
         if any(status is None or _is_unjudged(status) for status in statuses):
             return False  # nobody knows yet whether it failed for good
         hopeless = sum(status is not None and status.cause == "deterministic" for status in statuses)
@@ -401,7 +401,9 @@ class _Pass:
         recorded = {name.removesuffix(".json") for name in self._store.names("messages/status")}
         names = [name for name in names if name in recorded]
         found = [
-            (name, status) for name, status in zip(names, self._statuses(names), strict=True) if status is not None
+            (name, status)
+            for name, status in zip(names, self._control.statuses(names), strict=True)
+            if status is not None
         ]
         self._mend([name for name, status in found if STATES[status.state][1] != self._folder(name)])
         for name, status in found:
@@ -496,7 +498,9 @@ class _Pass:
         """Judge jobs that said that they failed, but of whose end nobody has heard; count what nobody had judged."""
         failed = [name for name in self._stock.lines if self._stock.listed(name) == "error"]
         found = [
-            (name, status) for name, status in zip(failed, self._statuses(failed), strict=True) if status is not None
+            (name, status)
+            for name, status in zip(failed, self._control.statuses(failed), strict=True)
+            if status is not None
         ]
         self._mend([name for name, status in found if status.state != "error"])
         unjudged = [status for _, status in found if _is_unjudged(status)]
@@ -517,19 +521,9 @@ class _Pass:
     def _is_cancelled_in_name_only(self) -> bool:
         """Look at what is cancelled, before nobody looks any more; say whether some of it is not."""
         names = [name for name in self._stock.lines if self._stock.listed(name) == "cancelled"]
-        statuses = zip(names, self._statuses(names), strict=True)
+        statuses = zip(names, self._control.statuses(names), strict=True)
         self._mend([name for name, status in statuses if status is not None and status.state != "cancelled"])
         return self._report.changed
-
-    def _statuses(self, names: Iterable[str]) -> list[Status | None]:
-        def read(name: str) -> Status | None:
-            try:
-                return messages.read(self._store, name)
-            except OutputError as error:  # one that is damaged does not keep the others from it
-                log.error("%s", error)
-                return None
-
-        return list(in_threads(read, names))
 
     def _age(self, at: str) -> float:
         """Seconds since a time; none if it is no time."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from caldp.campaign.lists import Options
 from caldp.campaign.settings import Settings
 from caldp.campaign.shards import Line, jsonl, rescue_shards
 from caldp.errors import OutputError, UsageError
-from caldp.messages import STATES, Status
+from caldp.messages import STATES
 from caldp.store import ConflictError, Create, Store, Update
 
 #: Seconds after which a job that cannot be found by its name was never submitted.
@@ -34,8 +33,6 @@ SETTLED = 600.0
 
 #: What a claim says when no dataset of its shard was left to be submitted.
 NOTHING = "nothing"
-
-log = logging.getLogger("caldp")
 
 
 class NotYetError(Exception):
@@ -215,15 +212,7 @@ class Submitter:
         """
         lines, begun = [], set()
         datasets = list(dict.fromkeys(datasets))
-
-        def read(name: str) -> Status | None:
-            try:
-                return messages.read(self._store, name)
-            except OutputError as error:  # one that is damaged does not keep the others from it
-                log.error("%s", error)
-                return None
-
-        statuses = in_threads(lambda entry: read(entry[0]), datasets)
+        statuses = self._control.statuses(name for name, _ in datasets)
         for (name, attempt), status in zip(datasets, statuses, strict=True):
             if status is None or status.attempt != attempt or STATES[status.state][0] > STATES["submitted"][0]:
                 continue
