@@ -20,7 +20,7 @@ from caldp.campaign.lists import DatasetList, Options
 from caldp.cli import refuse
 from caldp.config import DEFAULT_CONFIG
 from caldp.dataset import Dataset
-from caldp.errors import CaldpError, Stop, UsageError
+from caldp.errors import CaldpError, Stop, UsageError, describe
 from caldp.process import EXISTING, Interrupts
 from caldp.reporter import human_count
 from caldp.store import absolute_uri, open_store, parse_uri
@@ -143,7 +143,16 @@ def plan_command(
         found, options = _read(listing, asked)
         store = open_store(output_uri) if output_uri else None
         is_on_aws = store is not None and store.uri.startswith("s3:")
-        figures = _stack(deployment).settings if is_on_aws and settings_file is None else settings.load(settings_file)
+        if is_on_aws and settings_file is None:
+            from caldp.campaign import trigger
+
+            stack = _stack(deployment)
+            trigger.place_of(stack, output_uri)
+            figures = stack.settings
+        else:
+            figures = settings.load(settings_file)
+            if is_on_aws and output_uri.rstrip("/").count("/") < 3:
+                raise UsageError(f"{output_uri} is a bucket, and no batch", remedy="give a place in it")
         parent = absolute_uri(output_uri).rstrip("/").rpartition("/")[0] if is_on_aws else ""
         drawn = draw(store, found, options, figures, _observed(observed_uri or parent, found))
     except (CaldpError, OSError) as error:
@@ -301,7 +310,10 @@ def _run_here(
 
 def _submit(listing: str, output_uri: str, deployment: str, asked: dict[str, Any], resume: bool, as_json: bool) -> None:
     """Hand a list to a deployment on AWS."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
     from caldp.campaign import trigger
+    from caldp.campaign.stack import QueueError
 
     if resume:
         raise UsageError(
@@ -316,7 +328,13 @@ def _submit(listing: str, output_uri: str, deployment: str, asked: dict[str, Any
     found, options = _read(listing, asked)
     if options.config == DEFAULT_CONFIG and not _typed("config"):
         options = replace(options, config=Options().config)
-    reply = trigger.begin(stack, found, options, output_uri)
+    try:
+        reply = trigger.begin(stack, found, options, output_uri)
+    except (QueueError, BotoCoreError, ClientError) as error:  # what S3 says is an error of its own
+        raise CaldpError(
+            f"{output_uri} is a campaign now, but not all of its shards are queued ({describe(error, '').message})",
+            remedy="check that you may (sqs:SendMessage), and do it again: nothing is submitted twice",
+        ) from error
     _complain(found)
     if as_json:
         click.echo(json.dumps(reply, indent=1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from caldp.cli import refuse
-from caldp.errors import CaldpError, Stop
+from caldp.errors import CaldpError, Stop, describe
 from caldp.process import Interrupts
 
 if TYPE_CHECKING:
@@ -186,10 +186,9 @@ def _tell(control: Control, resolved: Resolved, outcome: Outcome, as_json: bool)
     is_local = control.request().get("runner") != "aws"
     if outcome.done and outcome.verb == "rescue":
         here = f"unless it is running, go on with: caldp campaign submit --resume {control.store.uri}"
-        paused = control.paused()
-        there = (
-            f"the campaign is paused ({paused}): see caldp campaign unpause" if paused else "they are submitted soon"
-        )
+        there = "they are submitted within a minute or two"
+        if paused := control.paused():
+            there = f"the campaign is paused ({paused}): to let it go on: caldp campaign unpause {control.store.uri}"
         click.echo(here if is_local else there)
     elif outcome.done and outcome.verb == "cancel" and is_local:
         click.echo("what is running is stopped within seconds by the command that runs the campaign")
@@ -314,13 +313,16 @@ def _hands(control: Control, verb: str, deployment: str) -> tuple[Jobs | None, S
 
 def _sender(stack: Stack) -> Send:
     """Return what puts datasets into the queue of those that are to be submitted again."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from caldp.campaign.stack import QueueError
 
     def send(entries: Sequence[Mapping[str, Any]]) -> None:
         try:
             stack.send(stack.deployment.rescue_queue, entries)
-        except OSError as error:
+        except (QueueError, BotoCoreError, ClientError) as error:
             raise CaldpError(
-                f"{len(entries):,} datasets were placed, but not all of them queued ({error})",
+                f"{len(entries):,} datasets were placed, but not all of them queued ({describe(error, '').message})",
                 remedy="rescue those with --state placed again, or wait until the campaign is reconciled",
             ) from error
 

@@ -21,7 +21,7 @@ from caldp.campaign.jobs import Jobs, TokenBucket
 from caldp.campaign.settings import Settings
 from caldp.campaign.shards import Line, parse_jsonl
 from caldp.campaign.submit import Submitted, Submitter
-from caldp.errors import InputError, UsageError
+from caldp.errors import CaldpError, InputError, UsageError
 from caldp.store import Overwrite, Store, open_store, parse_uri
 
 T = TypeVar("T")
@@ -42,6 +42,12 @@ _TEN = 10
 """Messages that one request to a queue may have."""
 
 log = logging.getLogger("caldp")
+
+
+class QueueError(CaldpError):
+    """A queue did not take what was sent."""
+
+    retriable = True
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,12 @@ def client(service: str, aws: Mapping[str, str] | None = None, **options: Any) -
 
     from caldp import s3
 
+    given = aws or {}
+    region, endpoint = given.get("AWS_REGION") or given.get("AWS_DEFAULT_REGION"), given.get("AWS_ENDPOINT_URL")
     try:
-        return s3.session_of(aws or {}).create_client(service, config=Config(**options))
+        return s3.session_of(given).create_client(
+            service, region_name=region or None, endpoint_url=endpoint or None, config=Config(**options)
+        )
     except (BotoCoreError, ValueError) as error:
         raise UsageError(
             f"AWS cannot be used with these settings: {str(error).rstrip('.')}",
@@ -280,7 +290,7 @@ class Stack:
 
         Raises
         ------
-        OSError
+        QueueError
             If the queue did not take all of them; none is lost that the caller sends again.
         """
         count = 0
@@ -291,7 +301,10 @@ class Stack:
             ]
             answer = self._queues.send_message_batch(QueueUrl=queue, Entries=entries)
             if failed := answer.get("Failed"):
-                raise OSError(f"{queue} did not take {len(failed)} messages ({failed[0].get('Message', '')})")
+                raise QueueError(
+                    f"{queue} did not take {len(failed)} messages ({failed[0].get('Message', '')})",
+                    remedy="do it again",
+                )
             count += len(some)
         return count
 

@@ -14,7 +14,7 @@ from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.stack import Stack, log
 from caldp.dataset import Dataset
 from caldp.errors import CaldpError, UsageError
-from caldp.store import Overwrite, parse_uri
+from caldp.store import Overwrite, Store, parse_uri
 
 #: What batches are not called: folders of other things are beside them.
 RESERVED = ("control", "data", "messages", observe.FOLDER)
@@ -99,7 +99,7 @@ def begin(stack: Stack, listed: DatasetList, options: Options, output: str) -> d
     UsageError
         If it makes no sense, or the deployment does not allow it.
     """
-    deployment, output = stack.deployment, output.rstrip("/")
+    deployment = stack.deployment
     lists.check_allowed(
         options,
         buckets=deployment.buckets,
@@ -107,10 +107,8 @@ def begin(stack: Stack, listed: DatasetList, options: Options, output: str) -> d
         job_queues=set(deployment.job_queues.values()),
     )
     _check_reachable(options)
-    store = stack.output(output)
-    batch = lists.checked_name(Control(store).name)
-    if batch in RESERVED:
-        raise UsageError(f"no batch can be called {batch}: beside batches that is a folder", remedy="choose another")
+    store = place_of(stack, output)
+    batch = Control(store).name
     observed = observe.known(stack.place(store.uri), {Dataset.parse(name).instrument for name in listed.datasets})
     if options.dry_run:
         drawn = draw(store, listed, options, stack.settings, observed)
@@ -121,6 +119,17 @@ def begin(stack: Stack, listed: DatasetList, options: Options, output: str) -> d
     # A repetition sends them again: whoever was killed may not have come so far, and no shard is submitted twice.
     stack.send(deployment.shard_queue, ({"output": store.uri, "shard": name} for name in accepted.shards))
     return {**accepted.reply, "output": store.uri, "resumed": accepted.resumed}
+
+
+def place_of(stack: Stack, output: str) -> Store:
+    """Open a place for a batch; UsageError if the deployment can have none there, or none of that name."""
+    store = stack.output(output.rstrip("/"))
+    lists.checked_name(Control(store).name)
+    if taken := set(store.uri.split("/")[3:]) & set(RESERVED):
+        raise UsageError(
+            f"no batch can be called {min(taken)}: beside batches that is a folder", remedy="choose another"
+        )
+    return store
 
 
 def _check_reachable(options: Options) -> None:

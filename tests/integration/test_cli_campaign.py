@@ -191,7 +191,52 @@ def test_what_aws_refuses_is_said_in_a_line(camp: Camp, deployment: str) -> None
     boto3.client("sqs").delete_queue(QueueUrl=boto3.client("sqs").get_queue_url(QueueName="shards")["QueueUrl"])
     done = submit("list.ids", "s3://outputs/runs/b", "--deployment", deployment)
     assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
-    assert "AWS says: " in done.stderr and "check the credentials" in done.stderr
+    said = "s3://outputs/runs/b is a campaign now, but not all of its shards are queued (AWS says: "
+    assert said in done.stderr and "sqs:SendMessage" in done.stderr
+    queue = boto3.client("sqs").create_queue(QueueName="shards")["QueueUrl"]
+    done = submit("list.ids", "s3://outputs/runs/b", "--deployment", deployment)
+    assert done.stdout.splitlines()[0].endswith("(it was there before; nothing is submitted twice)"), done.stderr
+    asked = {"QueueUrl": queue, "AttributeNames": ["ApproximateNumberOfMessages"]}
+    assert boto3.client("sqs").get_queue_attributes(**asked)["Attributes"] == {"ApproximateNumberOfMessages": "1"}
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("s3://outputs", "s3://outputs is a bucket, and no batch; give "),
+        ("s3://outputs/", "is a bucket, and no batch; give "),
+        ("s3://elsewhere/b", "s3://elsewhere/b is in no bucket of caldp-test"),
+        ("s3://outputs/b/..", "no batch can be called '..'; give 1 to 64 letters, digits and ._-"),
+        ("s3://outputs/b/cos (new flat)", "no batch can be called 'cos (new flat)'"),
+        ("s3://outputs/data", "no batch can be called data: beside batches that is a folder"),
+    ],
+)
+def test_places_on_aws_where_no_batch_can_be(camp: Camp, deployment: str, output: str, said: str) -> None:
+    where = ("list.ids", output, "--deployment", deployment)
+    for done in (plan(*where), submit(*where)):
+        assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert said in done.stderr
+
+
+def test_a_plan_for_a_whole_bucket_by_settings_of_ones_own(camp: Camp) -> None:
+    done = plan("list.ids", "s3://outputs/", "--settings", "settings.toml")
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "s3://outputs/ is a bucket, and no batch; give a place in it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--input", "file:IN"), "jobs on AWS cannot read file:IN; put the data into a bucket, or take astroquery:"),
+        (("--input", "IN"), "'IN' is not an input or output"),
+        (("--config", "./my-config"), "jobs on AWS cannot read ./my-config; name a config script of the image"),
+    ],
+)
+def test_what_jobs_on_aws_do_not_have(camp: Camp, deployment: str, args: tuple[str, str], said: str) -> None:
+    done = submit("list.ids", "s3://outputs/runs/b", "--deployment", deployment, *args)
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert said in done.stderr
+    assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="outputs")
 
 
 def test_another_request_for_the_same_place_on_aws(camp: Camp, deployment: str) -> None:
@@ -379,6 +424,18 @@ def test_other_settings_do_not_change_a_campaign(camp: Camp) -> None:
     done = camp.finish(camp.start("list.ids", "file:OUT", "--input", "file:IN"))
     assert (done.returncode, done.stderr) == (0, "")
     assert camp.status(TWO).rung == "low"
+
+
+def test_a_campaign_that_a_later_version_began_goes_on(camp: Camp) -> None:
+    assert camp.submit().returncode == 0
+    (camp.out / "messages" / "status" / f"{TWO}.json").unlink()
+    path = camp.out / "control" / "request.json"
+    request = json.loads(path.read_text())
+    request["options"]["later"] = 1
+    path.write_text(json.dumps(request))
+    done = camp.resume()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert camp.status(TWO).state == "processed"
 
 
 def test_results_that_were_there_before(camp: Camp) -> None:

@@ -15,23 +15,24 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from botocore.client import BaseClient
 from click.testing import CliRunner, Result
 
 from caldp import cli, messages
 from caldp.campaign import hear, lists
 from caldp.campaign.accept import accept
 from caldp.campaign.control import Control, log_key
-from caldp.campaign.deployment import Deployment, parameter
+from caldp.campaign.deployment import Deployment, parameter, settings_parameter
 from caldp.campaign.lists import Options
 from caldp.campaign.settings import DEFAULT
-from caldp.campaign.stack import Stack
+from caldp.campaign.stack import Stack, client
 from caldp.messages import Status
 from caldp.s3_store import S3Store
 from caldp.store import Create, Store, open_store
 from tests.aws import BatchPlace, aws, aws_server, batch_place  # noqa: F401 - fixtures
 from tests.fakes.job import Camp
 from tests.fakes.processed import names
-from tests.s3 import S3Place, emulated, make_bucket, s3_environment, s3_places
+from tests.s3 import REPOSITORY, S3Place, emulated, make_bucket, s3_environment, s3_places
 
 ONE, TWO, THREE = names(3)
 
@@ -344,7 +345,7 @@ def test_on_aws(caldp: Caldp, s3_place: S3Place, deployed: Deployment) -> None:
     assert done.exit_code == 2 and "there is no deployment caldp-other" in done.stderr
     assert keys(store) == before
     done = caldp("rescue", s3_place.outputs, ONE, TWO, "--deployment", NAME)
-    assert (done.exit_code, done.stdout) == (0, "2 datasets placed again\nthey are submitted soon\n")
+    assert (done.exit_code, done.stdout) == (0, "2 datasets placed again\nthey are submitted within a minute or two\n")
     # The function that submits understands it.
     assert hear.drain(Stack(deployed, DEFAULT, settings)) == 2
     tried = {(line.dataset, line.attempt, line.rung) for shard in control.shards() for line in control.lines(shard)}
@@ -355,6 +356,120 @@ def test_on_aws(caldp: Caldp, s3_place: S3Place, deployed: Deployment) -> None:
     assert control.store.get(messages.status_key(THREE)) is None
     done = caldp(*again, "--deployment", NAME)
     assert (done.exit_code, done.stdout) == (0, "3 datasets cancelled\n"), done.stderr
+
+
+@emulated("moto")
+def test_a_rescue_of_a_campaign_on_aws_that_is_paused(caldp: Caldp, s3_place: S3Place, deployed: Deployment) -> None:
+    settings = {name: value for name, value in s3_place.environment().items() if name.startswith("AWS_")}
+    store = S3Store(s3_place.outputs, settings)
+    campaign(store, "aws")
+    stand(store, ONE, "error", cause="deterministic")
+    assert caldp("pause", store.uri, "--why", "wrong flat", place=s3_place).exit_code == 0
+    done = caldp("rescue", store.uri, ONE, "--deployment", NAME)
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (
+        0,
+        f"the campaign is paused (wrong flat): to let it go on: caldp campaign unpause {store.uri}",
+    )
+
+
+@emulated("moto")
+def test_what_aws_refuses_is_said_in_a_line(
+    caldp: Caldp, s3_place: S3Place, deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {name: value for name, value in s3_place.environment().items() if name.startswith("AWS_")}
+    store = S3Store(s3_place.outputs, settings)
+    campaign(store, "aws")
+    stand(store, ONE, "error", cause="deterministic")
+    stand(store, TWO, "placed", 2)
+    with mock.patch.dict(os.environ, s3_environment(s3_place.endpoint), clear=True), closing(client("sqs")) as sqs:
+        for queue in (deployed.shard_queue, deployed.rescue_queue):
+            sqs.delete_queue(QueueUrl=queue)
+    done = caldp("rescue", store.uri, ONE, "--deployment", NAME, place=s3_place)
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert "1 datasets were placed, but not all of them queued (AWS says: " in done.stderr
+    assert "rescue those with --state placed again" in done.stderr
+    done = caldp("reconcile", store.uri, "--deployment", NAME)
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert "AWS says: " in done.stderr and "check the credentials, the region and what they allow" in done.stderr
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    for verb in ("reconcile", "rescue"):
+        done = caldp(verb, store.uri, *([ONE] if verb == "rescue" else []), "--deployment", NAME)
+        assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert "You must specify a region; export AWS_REGION" in done.stderr
+
+
+# ---- what operators are told that they must be allowed to
+
+
+def rights() -> dict[str, set[str]]:
+    """Read the table of the guide."""
+    text = (REPOSITORY / "docs" / "campaigns.rst").read_text()
+    rows = re.findall(r'^    "(``\w+``(?:, ``\w+``)*)", "(``\w+:[^"]*)"$', text, re.MULTILINE)
+    found: dict[str, set[str]] = {}
+    for commands, actions in rows:
+        for command in re.findall(r"\w+", commands):
+            found[command] = set(re.findall(r"``(\w+:\w+)``", actions))
+    return found
+
+
+#: Actions of IAM whose names are not those of the operations.
+ACTIONS = {
+    "s3:ListObjectsV2": "s3:ListBucket",
+    "s3:HeadObject": "s3:GetObject",
+    "s3:DeleteObjects": "s3:DeleteObject",
+    "sqs:SendMessageBatch": "sqs:SendMessage",
+}
+
+
+@emulated("moto")
+def test_the_guide_names_all_that_a_command_must_be_allowed_to(
+    caldp: Caldp, s3_place: S3Place, deployed: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = {name: value for name, value in s3_place.environment().items() if name.startswith("AWS_")}
+    with mock.patch.dict(os.environ, s3_environment(s3_place.endpoint), clear=True), closing(client("ssm")) as ssm:
+        text = json.dumps(DEFAULT.to_json())
+        ssm.put_parameter(Name=settings_parameter(NAME), Value=text, Type="String", Overwrite=True)
+    (tmp_path / "list.ids").write_text("\n".join(names(3)))
+    store = S3Store(s3_place.outputs, settings)
+    used: set[str] = set()
+    real = BaseClient._make_api_call
+
+    def call(self: Any, operation: str, request: Any) -> Any:
+        action = f"{self.meta.service_model.service_name}:{operation}"  # as IAM calls it, with few exceptions
+        used.add(ACTIONS.get(action, action))
+        if operation == "DescribeJobs":
+            job = {"jobName": "x", "jobQueue": "q", "status": "RUNNING", "container": {"logStreamName": "s"}}
+            return {"jobs": [{**job, "jobId": name} for name in request["jobs"]]}
+        answers = {"ListJobs": {"jobSummaryList": []}, "GetLogEvents": {"events": []}, "TerminateJob": {}}
+        return answers[operation] if operation in answers else real(self, operation, request)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", call)
+    told = rights()
+
+    def asked(verb: str, *args: str) -> None:
+        used.clear()
+        done = caldp(verb, *args, place=s3_place)
+        if done.exit_code == 4:
+            done = caldp(verb, *args, "--yes", token(done))
+        assert done.exit_code in (0, 1, 3), done.stderr
+        assert used <= told.pop(verb), f"{verb} needs {sorted(used)}"
+
+    stack = ("--deployment", NAME)
+    for verb in ("plan", "submit"):
+        asked(verb, str(tmp_path / "list.ids"), store.uri, *stack)
+    (shard,) = Control(store).shards()
+    claim = {"shard": shard, "claimed": store.clock().isoformat(), "by": "x", "job": "j-0"}
+    store.put(f"control/shards/{shard}.json", json.dumps(claim).encode(), Create())
+    stand(store, ONE, "error", cause="deterministic", job="j-1")
+    stand(store, TWO, "error", cause="deterministic", job="j-2")
+    stand(store, THREE, "submitted", shard=shard, job="j-3")
+    for verb in ("status", "top", "pause", "unpause", "reconcile"):
+        asked(verb, store.uri)
+    asked("report", store.uri, "-o", str(tmp_path / "x.html"))
+    asked("logs", store.uri, ONE)
+    for verb, name in (("rescue", ONE), ("cancel", THREE), ("clean", TWO)):
+        asked(verb, store.uri, name)
+    assert not told
 
 
 def test_jobs_are_ended_and_their_logs_read(caldp: Caldp, tmp_path: Path, batch_place: BatchPlace) -> None:  # noqa: F811

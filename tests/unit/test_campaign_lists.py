@@ -27,6 +27,7 @@ from caldp.campaign.lists import (
     batch_name,
     check_allowed,
     check_invalid,
+    checked_name,
     of_mapping,
     placed,
     read,
@@ -516,6 +517,17 @@ def test_a_request_gives_its_batch_a_name() -> None:
         batch_name(Options(output="s3://mine", timeout_scale=2), datasets=TWO),
     ]
     assert len({name, *others}) == 4
+
+
+@pytest.mark.parametrize("name", ["batch-22", "2024.01", "a", "x" * 64])
+def test_a_name_that_a_batch_can_have(name: str) -> None:
+    assert checked_name(name) == name == Options.of({"batch": name}).batch
+
+
+@pytest.mark.parametrize("name", ["", "..", "-x", ".x", "a/b", "cos#1&2", "cos (new flat)", "x" * 65, "a\n", "é"])
+def test_a_name_that_no_batch_can_have(name: str) -> None:
+    refused(lambda: checked_name(name), "no batch can be called", "give 1 to 64 letters, digits and ._-")
+    refused(lambda: Options.of({"batch": name}), "give 1 to 64 letters, digits and ._-")
 
 
 # ---- events

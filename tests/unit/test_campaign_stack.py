@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError
 from moto import mock_aws
 
 from caldp.campaign.settings import DEFAULT
-from caldp.campaign.stack import ELSEWHERE, LONGEST_DELAY, Stack
+from caldp.campaign.stack import ELSEWHERE, LONGEST_DELAY, QueueError, Stack, client
 from caldp.errors import UsageError
 from caldp.store import Overwrite
 from tests.fakes.cloud import BUCKET, DEPLOYMENT, OUTPUT, PARENT, Cloud, FakeStack
@@ -93,7 +93,7 @@ def test_a_message_that_was_refused_is_no_success(cloud: Cloud) -> None:
         try:
             cloud.stack.send(QUEUE, [{}])
             assert len(cloud.queues[QUEUE]) == before + 1
-        except (OSError, BotoCoreError) as error:
+        except (QueueError, BotoCoreError) as error:
             failed += 1
             assert "did not take 1 messages (refused)" in str(error) or "Connection was closed" in str(error)
     assert 20 < failed < 50
@@ -177,6 +177,21 @@ def test_a_real_queue_takes_what_is_asked_of_it() -> None:
     ]
     left = boto3.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=asked)["Attributes"]
     assert [left[name] for name in asked] == ["0", "1", "0"]
+
+
+@pytest.mark.parametrize("service", ["sqs", "batch", "ssm", "logs"])
+def test_clients_go_by_the_settings_that_s3_goes_by(monkeypatch: pytest.MonkeyPatch, service: str, aws: None) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    with pytest.raises(UsageError, match="You must specify a region; export AWS_REGION"):
+        client(service)
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert client(service).meta.region_name == "eu-west-1"
+    settings = {"AWS_REGION": "eu-west-3", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    made = Stack(DEPLOYMENT, DEFAULT, settings)._client(service)
+    assert (made.meta.region_name, made.meta.endpoint_url) == ("eu-west-3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(UsageError, match=r"these settings: The config profile \(nobody\) could not be found; export"):
+        client(service)
 
 
 def test_what_is_a_campaign(cloud: Cloud) -> None:

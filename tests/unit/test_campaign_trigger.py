@@ -17,12 +17,12 @@ from caldp.campaign.letters import REPLAYED
 from caldp.campaign.lists import DatasetList, Options
 from caldp.campaign.reconcile import open_batches
 from caldp.campaign.settings import DEFAULT
-from caldp.campaign.stack import ELSEWHERE
+from caldp.campaign.stack import ELSEWHERE, QueueError
 from caldp.errors import ExistsError, OutputError, S3UploadError, UsageError
 from caldp.messages import Status
 from caldp.store import Overwrite
 from tests.fakes import batch
-from tests.fakes.cloud import BUCKET, DEPLOYMENT, PARENT, BucketStore, Cloud
+from tests.fakes.cloud import BUCKET, DEPLOYMENT, PARENT, BucketStore, Cloud, FakeSqs
 
 NAMES = batch.names(50)
 FIGURES = replace(DEFAULT, shard_size=20, canary=0)
@@ -266,6 +266,7 @@ def test_a_reply_names_some_of_what_is_invalid(cloud: Cloud) -> None:
         (f"{PARENT}/cos (new flat)", "", "no batch can be called"),
         (f"{PARENT}/{'x' * 65}", "", "no batch can be called"),
         (f"{PARENT}/..", "", "no batch can be called"),
+        (f"s3://{BUCKET}/messages/placed/b", "", "no batch can be called messages: beside batches that is a folder"),
     ],
 )
 def test_places_for_no_batch(
@@ -317,6 +318,29 @@ def test_when_s3_fails_the_list_is_not_to_blame(cloud: Cloud, monkeypatch: pytes
     assert not any("refused" in key for key in objects(cloud))
     (reply,) = trigger.take(cloud.stack, created("control/placed/x.txt"))
     assert (reply["accepted"], reply["resumed"], len(queued(cloud))) == (50, False, 3)
+
+
+def test_when_the_queue_fails_the_list_is_not_to_blame(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop(cloud, "control/placed/x.txt")
+    with monkeypatch.context() as patch:
+        refusal = {"Failed": [{"Id": "0", "Message": "busy"}]}
+        patch.setattr(FakeSqs, "send_message_batch", lambda *_, **__: refusal)
+        with pytest.raises(QueueError, match=r"q:shards did not take 1 messages \(busy\)"):
+            trigger.take(cloud.stack, created("control/placed/x.txt"))
+    assert not any("refused" in key for key in objects(cloud))
+    (reply,) = trigger.take(cloud.stack, created("control/placed/x.txt"))
+    assert (reply["resumed"], len(queued(cloud))) == (True, 3)
+
+
+def test_a_dropped_list_whose_output_is_out_of_reach(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud.stack, "deployment", replace(DEPLOYMENT, placed="runs/"))
+    for output, good in ((f"s3://{BUCKET}/mine", False), (f"{PARENT}/mine", True)):
+        drop(cloud, "runs/control/placed/x.json", json.dumps({"datasets": NAMES, "s3_output_path": output}))
+        (reply,) = trigger.take(cloud.stack, created("runs/control/placed/x.json"))
+        assert ("error" not in reply) == good
+        assert bool(queued(cloud)) == good
+    said = objects(cloud)["runs/control/refused/x.json.txt"].decode()
+    assert f"is not below {PARENT}/, where caldp-test may write; give a place there" in said
 
 
 # ---- elsewhere

@@ -232,6 +232,14 @@ def test_failures_that_are_told_twice_count_once(load: Load, cloud: Cloud, capsy
     assert metrics(capsys.readouterr().out)["Retries"] == 5
 
 
+def test_a_dry_run_counts_no_datasets(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"datasets": NAMES, "batch": "x"}
+    load("on_list").handler({**asked, "dry_run": True}, Context())
+    assert "Accepted" not in metrics(capsys.readouterr().out)
+    load("on_list").handler(asked, Context())
+    assert metrics(capsys.readouterr().out)["Accepted"] == 5
+
+
 # ---- reconcile
 
 
