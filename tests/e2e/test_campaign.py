@@ -19,6 +19,8 @@ import pytest
 from tests.aws import Aws
 from tests.e2e.deployed import NAME, Deployed
 
+pytestmark = pytest.mark.slow
+
 COUNT = 30
 
 
@@ -129,7 +131,6 @@ def test_lists_in_the_other_folder_and_direct_requests(caldp: Deployed) -> None:
 # ---- what AWS does to events and functions
 
 
-@pytest.mark.slow
 def test_events_that_come_twice_late_or_never(caldp: Deployed) -> None:
     """Half of the events never come, the others twice and in any order: the ends are the same, after reconciling."""
     listed = names(24, 400)
@@ -169,7 +170,6 @@ def test_events_that_come_twice_late_or_never(caldp: Deployed) -> None:
         assert (heard > 0) == (batch != "shuffled")
 
 
-@pytest.mark.slow
 def test_a_function_that_is_killed_is_started_again_by_its_queue(caldp: Deployed) -> None:
     """SIGKILL while it writes statuses; then SubmitJob that was done and answered with an error: one job each."""
     listed = names(25, 500)
@@ -200,7 +200,6 @@ def test_a_function_that_is_killed_is_started_again_by_its_queue(caldp: Deployed
     assert caldp.aws.stats()["calls"]["SubmitJob"] == calls + 1
 
 
-@pytest.mark.slow
 def test_a_function_that_hears_of_ends_is_killed(caldp: Deployed) -> None:
     """Its messages come back, and are taken again; nothing is lost."""
     listed = names(25, 560)
@@ -218,7 +217,6 @@ def test_a_function_that_hears_of_ends_is_killed(caldp: Deployed) -> None:
 # ---- what operators do
 
 
-@pytest.mark.slow
 def test_the_commands(caldp: Deployed, tmp_path: Path) -> None:
     """Plan, submit, look, cancel with a token, rescue, read logs, reconcile, report: as they are typed."""
     listed = names(6, 700)
@@ -283,7 +281,6 @@ def test_the_commands(caldp: Deployed, tmp_path: Path) -> None:
     assert len(caldp.jobs("typed")) == 3 - 1
 
 
-@pytest.mark.slow
 def test_a_deployment_that_is_broken_pauses_campaigns(caldp: Deployed) -> None:
     """The image cannot be pulled: nothing more is submitted, no budget is spent, and unpause goes on."""
     listed = names(30, 800)  # two shards

@@ -56,11 +56,12 @@ def assert_same(made: Path, hand: Path) -> int:
     return len(products)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "names", "count"),
     [
         ("ldfd01vlq", ["ldfd01vlq_rawacq.fits", "ldfd01vlq_spt.fits"], 2),
-        pytest.param("ldfd01vnq", ["ldfd01vnq_rawtag_a.fits", "ldfd01vnq_spt.fits"], 5, marks=pytest.mark.slow),
+        ("ldfd01vnq", ["ldfd01vnq_rawtag_a.fits", "ldfd01vnq_spt.fits"], 5),
     ],
 )
 def test_exposure_is_what_calcos_makes_by_hand(

@@ -233,6 +233,7 @@ def test_bad_list_of_exposures(hrc_desk: Desk, dataset: str, content: str | None
     hrc_desk.assert_failed(result, dataset, 21, word)
 
 
+@pytest.mark.slow
 def test_dry_run_of_a_mosaic(hrc_desk: Desk, hrc: Desk) -> None:
     shutil.copy(hrc.folder(HRC) / FLT, hrc_desk.inputs)
     (hrc_desk.inputs / f"{VISIT}_input.out").write_text(svm_row(FLT))

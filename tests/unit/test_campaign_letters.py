@@ -17,6 +17,9 @@ from tests.fakes import batch
 from tests.fakes.cloud import DEPLOYMENT, OUTPUT, Cloud, FakeStack, Killed
 from tests.unit.test_lambdas import Context, Load, load, records  # noqa: F401 - a fixture among them
 
+# A call that counted nothing, such as one of no messages.
+pytestmark = pytest.mark.filterwarnings("ignore:No application metrics to publish")
+
 NAMES = batch.names(3)
 ALIVE = {
     "lists": DEPLOYMENT.list_queue,
