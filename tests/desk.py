@@ -44,19 +44,27 @@ needs_cs0 = pytest.mark.skipif(
     shutil.which("cs0.e") is None, reason="cs0.e (HSTCAL) is not installed; it is not in the Python package index"
 )
 
-#: Linux has this device; with CI set, a test that needs it runs, and fails where it is not.
-needs_full_device = pytest.mark.skipif(
-    not Path("/dev/full").exists() and not os.environ.get("CI"), reason="/dev/full is not there: it is Linux's"
-)
+
+def require(there: bool, missing: str) -> None:
+    """Skip a test for want of what it needs; with CI set that must be there, and its absence fails."""
+    if not there and os.environ.get("CI"):
+        pytest.fail(f"CI is set, but there is {missing}")
+    if not there:
+        pytest.skip(f"there is {missing}")
+
+
+@pytest.fixture(scope="session")
+def full_device() -> Path:
+    """A disk that is always full, as Linux has one."""
+    device = Path("/dev/full")
+    require(device.exists(), f"no {device}")
+    return device
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real HST data; with CI set it must be there."""
-    if not DATA.is_dir():
-        if os.environ.get("CI"):
-            pytest.fail(f"CI is set, but there is no HST data at {DATA}")
-        pytest.skip(f"no HST data at {DATA}: set CALDP_TEST_DATA")
+    """The folder of real HST data."""
+    require(DATA.is_dir(), f"no HST data at {DATA}: set CALDP_TEST_DATA")
     return DATA
 
 
@@ -179,9 +187,7 @@ def small_disk(path: Path, size: str) -> Iterator[None]:
     """Mount a file system of a given size; only root can."""
     path.mkdir(exist_ok=True)
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True)
-    if done.returncode:
-        assert not os.environ.get("CI"), f"cannot mount a small disk: {done.stderr!r}"
-        pytest.skip("mounting a small disk needs root")
+    require(not done.returncode, f"no small disk, which only root can mount: {done.stderr!r}")
     try:
         yield
     finally:

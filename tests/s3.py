@@ -25,6 +25,7 @@ from unittest import mock
 
 import pytest
 
+from tests.desk import require
 from tests.fakes.s3 import start_ministack, start_moto
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -36,12 +37,27 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 def installed_ministack() -> Path:
-    """Return where ministack is; without it tests are skipped, but with CI set it must be there."""
-    if not MINISTACK.is_file():
-        if os.environ.get("CI"):
-            pytest.fail(f"CI is set, but there is no ministack at {MINISTACK}")
-        pytest.skip(f"no ministack at {MINISTACK}: make test installs it; or set CALDP_TEST_MINISTACK")
+    """Return where ministack is, which make test installs."""
+    require(MINISTACK.is_file(), f"no ministack at {MINISTACK}: make test installs it; or set CALDP_TEST_MINISTACK")
     return MINISTACK
+
+
+@pytest.fixture
+def aws_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the settings of an AWS that moto plays in this process."""
+    for name, value in s3_environment("", {}).items():
+        if name != "AWS_ENDPOINT_URL":
+            monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+
+
+@pytest.fixture
+def aws_of_moto(aws_settings: None) -> Iterator[None]:
+    """AWS in this process."""
+    from moto import mock_aws
+
+    with mock_aws():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,13 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import boto3
 import click.testing
 import pytest
-from moto import mock_aws
 
 from caldp.campaign.deployment import Deployment, parameter, settings_parameter
 from caldp.campaign.observe import learn
@@ -30,7 +29,6 @@ from tests.desk import SCRIPTS, small_disk
 from tests.fakes import processed
 from tests.fakes.job import SETTINGS, Camp
 from tests.fakes.processed import names
-from tests.s3 import s3_environment
 
 ONE, TWO, THREE = names(3)
 
@@ -39,17 +37,6 @@ ONE, TWO, THREE = names(3)
 def camp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Camp:
     monkeypatch.chdir(tmp_path)
     return Camp.at(tmp_path, names(3))
-
-
-@pytest.fixture
-def aws_of_moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """S3 and Systems Manager, in this process."""
-    for name, value in s3_environment("", {}).items():
-        if name != "AWS_ENDPOINT_URL":
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    with mock_aws():
-        yield
 
 
 def plan(*args: str) -> click.testing.Result:

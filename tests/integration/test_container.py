@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.desk import CONTEXT, REPOSITORY, SCRIPTS, Desk, Result, small_disk
+from tests.desk import CONTEXT, REPOSITORY, SCRIPTS, Desk, Result, require, small_disk
 from tests.engine import REPO, Image, build, build_environment
 from tests.fakes.crds import serving
 from tests.fakes.s3 import S3Server
@@ -247,10 +247,8 @@ def test_a_build_that_cannot_work(tmp_path: Path, environment: dict[str, str], e
 
 def test_push(image: Image, tmp_path: Path, engine: Any) -> None:
     """To a real registry, on this machine; a small image, for what is in it is all the same."""
-    registry = shutil.which("docker-registry")
-    if registry is None:
-        assert not os.environ.get("CI"), "CI is set, but there is no docker-registry"
-        pytest.skip("no docker-registry here (the Debian package of that name)")
+    registry = str(shutil.which("docker-registry") or "")
+    require(bool(registry), "no docker-registry (the Debian package of that name)")
     with free_port() as port:
         pass
     (tmp_path / "config.yml").write_text(

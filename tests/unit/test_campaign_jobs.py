@@ -15,7 +15,6 @@ from moto import mock_aws
 
 from caldp.campaign.jobs import Ask, Jobs, TokenBucket, is_alive, job_name
 from caldp.campaign.settings import DEFAULT
-from tests.s3 import s3_environment
 
 ASK = Ask(
     name="batch-22-a1-2g-6h-001-01234567",
@@ -139,12 +138,8 @@ def test_what_may_have_been_done_is_never_repeated(error: Exception) -> None:
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def client(aws_settings: None) -> Iterator[Any]:
     """A client of AWS Batch with a queue and a definition, whose jobs end at once, and are no containers."""
-    for name, value in s3_environment("", {}).items():
-        if name != "AWS_ENDPOINT_URL":
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
     with mock_aws(config={"batch": {"use_docker": False}}):
         iam = boto3.client("iam")
         role = iam.create_role(RoleName="r", AssumeRolePolicyDocument="{}")["Role"]["Arn"]

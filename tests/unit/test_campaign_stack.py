@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import boto3
 import pytest
 from botocore.exceptions import BotoCoreError
-from moto import mock_aws
 
 from caldp.campaign.settings import DEFAULT
 from caldp.campaign.stack import ELSEWHERE, LONGEST_DELAY, QueueError, Stack, client
 from caldp.errors import UsageError
 from caldp.store import Overwrite
 from tests.fakes.cloud import BUCKET, DEPLOYMENT, OUTPUT, PARENT, Cloud, FakeStack
-from tests.s3 import s3_environment
 
 QUEUE = DEPLOYMENT.shard_queue
 
@@ -134,19 +131,8 @@ def test_a_message_that_is_no_mapping_says_nothing(cloud: Cloud, body: str) -> N
 # ---- batches
 
 
-@pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """S3 and SQS of moto, in this process."""
-    for name, value in s3_environment("", {}).items():
-        if name != "AWS_ENDPOINT_URL":
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    with mock_aws():
-        yield
-
-
 @pytest.mark.parametrize("prefix", ["", pytest.param("/runs", marks=pytest.mark.slow), "/a/b"])
-@pytest.mark.usefixtures("aws")
+@pytest.mark.usefixtures("aws_of_moto")
 def test_what_is_where_batches_go(prefix: str) -> None:
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket=BUCKET)
@@ -161,7 +147,7 @@ def test_what_is_where_batches_go(prefix: str) -> None:
     assert stack.outputs()[-2:] == [f"s3://{BUCKET}{prefix}/control", f"s3://{BUCKET}/else/where"]
 
 
-@pytest.mark.usefixtures("aws")
+@pytest.mark.usefixtures("aws_of_moto")
 def test_a_real_queue_takes_what_is_asked_of_it() -> None:
     url = boto3.client("sqs").create_queue(QueueName="q")["QueueUrl"]
     stack = Stack(DEPLOYMENT, DEFAULT)
@@ -180,7 +166,9 @@ def test_a_real_queue_takes_what_is_asked_of_it() -> None:
 
 
 @pytest.mark.parametrize("service", ["sqs", "batch", "ssm", "logs"])
-def test_clients_go_by_the_settings_that_s3_goes_by(monkeypatch: pytest.MonkeyPatch, service: str, aws: None) -> None:
+def test_clients_go_by_the_settings_that_s3_goes_by(
+    monkeypatch: pytest.MonkeyPatch, service: str, aws_of_moto: None
+) -> None:
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     with pytest.raises(UsageError, match="You must specify a region; export AWS_REGION"):
         client(service)

@@ -38,7 +38,6 @@ from caldp import container, engine, messages
 from caldp.container import CRDS_CACHE, HOME, LABEL, Ask, Ended, Watched
 from caldp.errors import CaldpError, ContainerMemoryError, Interrupted, UsageError
 from caldp.local_store import LocalStore
-from tests.desk import needs_full_device
 from tests.fakes.docker import one_line, typed, user
 from tests.fakes.engine import GROUP, PASSWD, FakeContainer, FakeEngine, Play, serving
 
@@ -968,14 +967,15 @@ def without_reader(fake: FakeEngine, home: Path, stream: str, *command: str) -> 
         return subprocess.run(argv, cwd=home, env=env, stdin=subprocess.DEVNULL, timeout=30, **pipes)
 
 
-@needs_full_device
 @pytest.mark.parametrize("play", [Play(b"x", b"y", 7), Play(b"x" * 200_000, b"y" * 200_000, 7)], ids=["little", "much"])
 @pytest.mark.parametrize("full", [["stdout"], ["stderr"], ["stdout", "stderr"]], ids="+".join)
-def test_what_it_prints_cannot_be_written(fake: FakeEngine, tmp_path: Path, full: list[str], play: Play) -> None:
+def test_what_it_prints_cannot_be_written(
+    fake: FakeEngine, tmp_path: Path, full_device: Path, full: list[str], play: Play
+) -> None:
     fake.play = replace(play, out_of_memory=True)  # of which a word is said
     program = Path(sysconfig.get_path("scripts")) / RUN
     env = user(tmp_path, fake.host, jref="/refs")
-    with Path("/dev/full").open("wb") as device:
+    with full_device.open("wb") as device:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | dict.fromkeys(full, device)
         done = subprocess.run([str(program), "true"], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, **pipes)
     assert done.returncode == 7

@@ -30,7 +30,6 @@ import caldp
 from caldp import engine, image
 from caldp.config import ImageConfig
 from caldp.errors import EngineError, UsageError
-from tests.desk import needs_full_device
 from tests.fakes.docker import NO_PIP, FakeDocker, make_docker, one_line, typed, user
 from tests.fakes.engine import FakeEngine, serving
 
@@ -937,10 +936,11 @@ def test_nobody_reads_what_the_push_says(settings: ImageConfig, fake: FakeEngine
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@needs_full_device
-def test_what_the_push_says_cannot_be_written(settings: ImageConfig, fake: FakeEngine, tmp_path: Path) -> None:
+def test_what_the_push_says_cannot_be_written(
+    settings: ImageConfig, fake: FakeEngine, tmp_path: Path, full_device: Path
+) -> None:
     program = Path(sysconfig.get_path("scripts")) / "caldp-image-push"
-    with Path("/dev/full").open("wb") as full:
+    with full_device.open("wb") as full:
         for image_, code in (("caldp:latest", 0), ("caldp:other", 125)):
             env = {**settings.environment, "CALDP_DOCKER_IMAGE": image_}
             assert subprocess.run([str(program)], cwd=tmp_path, env=env, stdout=full, stderr=full).returncode == code

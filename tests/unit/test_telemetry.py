@@ -16,7 +16,6 @@ import pytest
 from caldp.errors import InputError
 from caldp.programs import own_peak_memory
 from caldp.telemetry import Telemetry
-from tests.desk import needs_full_device
 from tests.fakes.reporter import FakeReporter
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR|DEBUG) +ldfd01vnq (\S+) (.*)")
@@ -228,11 +227,10 @@ def test_two_runs_at_once_keep_their_logs_apart(tmp_path: Path) -> None:
     assert [t for _, _, t in parsed(tmp_path / "two" / "process.txt")] == ["second"]
 
 
-@needs_full_device
 def test_a_full_disk_under_a_log_drops_its_lines_without_noise(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, full_device: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "process.txt").symlink_to("/dev/full")
+    (tmp_path / "process.txt").symlink_to(full_device)
     telemetry = Telemetry("ldfd01vnq", tmp_path, FakeReporter())
     telemetry.info("lost")
     with telemetry.stage("previews"):
