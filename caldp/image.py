@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import caldp
-from caldp import engine, programs, s3
+from caldp import engine, programs
+from caldp.aws import make
 from caldp.config import ImageConfig
 from caldp.errors import EngineError, UsageError
 
@@ -279,8 +280,7 @@ def ecr_login(repository: str, environment: Mapping[str, str]) -> dict[str, str]
     if match is None:
         raise ValueError(repository)
     try:
-        endpoint = environment.get("AWS_ENDPOINT_URL_ECR") or environment.get("AWS_ENDPOINT_URL") or None
-        client = s3.session_of(environment).create_client("ecr", region_name=match[2], endpoint_url=endpoint)
+        client = make("ecr", environment, region=match[2])
         answer = client.get_authorization_token(registryIds=[match[1]])
         token = answer["authorizationData"][0]["authorizationToken"]
         user, _, password = base64.b64decode(token).decode().partition(":")

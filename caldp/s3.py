@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
+from caldp.aws import make, session_of
 from caldp.errors import CaldpError, S3DownloadError, S3UploadError, UsageError
 
 T = TypeVar("T")
@@ -33,14 +34,6 @@ CONNECTIONS = 10
 
 #: Size of the parts of a large object, bytes.
 PART = 16 << 20
-
-#: Variables that botocore would read from the environment only; files come before what is in them.
-_SETTINGS = {
-    "AWS_CONFIG_FILE": "config_file",
-    "AWS_SHARED_CREDENTIALS_FILE": "credentials_file",
-    "AWS_PROFILE": "profile",
-    "AWS_CA_BUNDLE": "ca_bundle",
-}
 
 #: Actions of IAM whose names are not those of the operations.
 _ACTIONS = {
@@ -157,25 +150,8 @@ def client(aws: Mapping[str, str], *, anonymous: bool = False, **options: Any) -
     return made
 
 
-def session_of(aws: Mapping[str, str]) -> Any:  # noqa: ANN401 - see client
-    """Make a session, with the profile and credentials of AWS_* variables that count instead of the environment's."""
-    import botocore.session
-
-    # Of itself botocore does not know AWS_REGION.
-    session = botocore.session.get_session({"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)})
-    for name, setting in _SETTINGS.items():
-        # A profile of the environment gives way to keys of the environment; one that is set here would not.
-        if (value := aws.get(name)) and value != session.get_config_variable(setting):
-            session.set_config_variable(setting, value)
-    if "AWS_ACCESS_KEY_ID" in aws and "AWS_SECRET_ACCESS_KEY" in aws:
-        token = aws.get("AWS_SESSION_TOKEN") or None
-        session.set_credentials(aws["AWS_ACCESS_KEY_ID"], aws["AWS_SECRET_ACCESS_KEY"], token)
-    return session
-
-
 def _client(aws: Mapping[str, str], anonymous: bool, options: dict[str, Any]) -> Any:  # noqa: ANN401 - see client
     from botocore import UNSIGNED
-    from botocore.config import Config
 
     session = session_of(aws)
     tries = TRIES if "retries" in options else _tries(aws, session)
@@ -188,13 +164,9 @@ def _client(aws: Mapping[str, str], anonymous: bool, options: dict[str, Any]) ->
     }
     if anonymous:
         ours["signature_version"] = UNSIGNED
-    region = aws.get("AWS_REGION") or aws.get("AWS_DEFAULT_REGION") or session.get_config_variable("region")
-    endpoint = aws.get("AWS_ENDPOINT_URL_S3") or aws.get("AWS_ENDPOINT_URL") or None
     session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
-    return session.create_client(
-        "s3", region_name=region or "us-east-1", endpoint_url=endpoint, config=Config(**ours | options)
-    )
+    return make("s3", aws, session=session, otherwise="us-east-1", **ours | options)
 
 
 def _time(value: Any) -> datetime:  # noqa: ANN401 - whatever an answer has there

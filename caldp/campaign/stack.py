@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from caldp.aws import make
 from caldp.batch import in_threads
 from caldp.campaign import settings
 from caldp.campaign.control import Control
@@ -87,17 +88,10 @@ def client(service: str, aws: Mapping[str, str] | None = None, **options: Any) -
     UsageError
         If the settings make no sense.
     """
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
-    from caldp import s3
-
-    given = aws or {}
-    region, endpoint = given.get("AWS_REGION") or given.get("AWS_DEFAULT_REGION"), given.get("AWS_ENDPOINT_URL")
     try:
-        return s3.session_of(given).create_client(
-            service, region_name=region or None, endpoint_url=endpoint or None, config=Config(**options)
-        )
+        return make(service, aws or {}, **options)
     except (BotoCoreError, ValueError) as error:
         raise UsageError(
             f"AWS cannot be used with these settings: {str(error).rstrip('.')}",

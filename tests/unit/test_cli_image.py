@@ -18,7 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import caldp
-from caldp import cli, cli_image, container, image, messages, s3
+from caldp import cli, cli_image, container, image, messages
+from caldp.aws import session_of
 from caldp.config import ImageConfig
 from caldp.container import Ask, Ended, Watched
 from caldp.errors import EXIT_CODES, EngineError, Stop
@@ -628,9 +629,9 @@ def test_credentials_of_ones_own_home_are_not_the_containers(tmp_path: Path, mon
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path / "mine"))
-    found = s3.session_of(cli_image._aws(settings(tmp_path / "data"), {})).get_credentials()
+    found = session_of(cli_image._aws(settings(tmp_path / "data"), {})).get_credentials()
     assert found.access_key == "AKIADATA"
-    assert s3.session_of(cli_image._aws(settings(tmp_path / "empty"), {})).get_credentials() is None
+    assert session_of(cli_image._aws(settings(tmp_path / "empty"), {})).get_credentials() is None
 
 
 # ---- with an engine

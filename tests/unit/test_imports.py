@@ -14,7 +14,7 @@ import caldp
 PACKAGE = Path(caldp.__file__).parent
 ABOVE = (
     "settings_file", "dataset", "expectations", "instruments", "errors", "programs", "config", "store", "local_store",
-    "s3", "s3_store", "messages",
+    "aws", "s3", "s3_store", "messages",
 )  # fmt: skip
 HEAVY = (
     "numpy", "scipy", "astropy", "crds", "calcos", "matplotlib", "PIL", "rich", "jinja2", "psutil", "spec_plots",
