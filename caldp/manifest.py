@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from caldp.dataset import Dataset
 from caldp.messages import Status
 from caldp.store import Store
 
@@ -66,6 +67,28 @@ def read_manifest(store: Store, prefix: str) -> Manifest | None:
         return Manifest(record) if complete else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def published(store: Store, dataset: Dataset, status: Status | None) -> int:
+    """Return the attempt of a dataset whose products are there and verified; 0 if there is none.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+    dataset : Dataset
+        The dataset.
+    status : Status or None
+        How it stands: of one that is processed the products were verified before that was written.
+
+    Returns
+    -------
+    int
+    """
+    if status is not None and status.done:
+        return status.attempt
+    manifest = verified(store, dataset.prefix)
+    return manifest.attempt if manifest is not None else 0
 
 
 def verified(store: Store, prefix: str) -> Manifest | None:

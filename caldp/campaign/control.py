@@ -23,7 +23,6 @@ RELEASED, CLOSED, FOLDED = "control/released.json", "control/closed.json", "cont
 MANIFESTS, CLAIMS, LOGS, RESULTS = "control/manifests", "control/shards", "control/logs", "control/results"
 SUBMITTED, UNPAUSED, SEEN = "control/submitted", "control/unpaused.json", "control/seen.json"
 
-
 log = logging.getLogger("caldp")
 
 #: What a pause says that those have caused which went first.

@@ -16,7 +16,7 @@ from caldp.campaign.failures import Ended, Evidence
 from caldp.campaign.stack import LONGEST_DELAY, Message, Stack, log
 from caldp.dataset import Dataset
 from caldp.errors import UsageError
-from caldp.manifest import verified
+from caldp.manifest import published
 from caldp.messages import Status
 from caldp.store import Overwrite
 
@@ -109,15 +109,10 @@ def again(stack: Stack, control: Control, status: Status, delay: float = 0.0) ->
 def evidence(control: Control, ended: Ended) -> Evidence:
     """Gather what else is known of a job that has ended."""
     status = messages.read(control.store, ended.dataset)
-    published = 0
-    if status is not None and status.done:
-        published = status.attempt  # what it published was verified before that was written
-    elif (manifest := verified(control.store, Dataset.parse(ended.dataset).prefix)) is not None:
-        published = manifest.attempt
     result = control.result(ended.dataset, ended.attempt, ended.retry)
     if result is None and status is not None and (status.attempt, status.job) == (ended.attempt, ended.job):
         result = control.result(ended.dataset, ended.attempt, status.retry)  # it took over from a start before it
-    return Evidence(status, published, result)
+    return Evidence(status, published(control.store, Dataset.parse(ended.dataset), status), result)
 
 
 def _jitter(longest: float) -> float:

@@ -25,7 +25,7 @@ from caldp.campaign.settings import Settings
 from caldp.campaign.shards import Line
 from caldp.dataset import Dataset
 from caldp.errors import BusyError, CaldpError, OutputError, Stop, UsageError
-from caldp.manifest import verified
+from caldp.manifest import published
 from caldp.messages import STATES, Status
 from caldp.programs import Limit, ProgramRun, StartError
 from caldp.store import parse_uri
@@ -508,12 +508,8 @@ class Runner:
     def _evidence(self, line: Line) -> Evidence:
         status = messages.read(self._store, line.dataset)
         retry = status.retry if status is not None and status.attempt == line.attempt else 1
-        if status is not None and status.done:
-            published = status.attempt  # what it published was verified before that was written
-        else:
-            manifest = verified(self._store, Dataset.parse(line.dataset).prefix)
-            published = manifest.attempt if manifest is not None else 0
-        return Evidence(status, published, self._control.result(line.dataset, line.attempt, retry))
+        there = published(self._store, Dataset.parse(line.dataset), status)
+        return Evidence(status, there, self._control.result(line.dataset, line.attempt, retry))
 
     def _stop(self, pool: ThreadPoolExecutor) -> None:
         """Stop what is running, and leave it so that the campaign can be resumed without a loss."""

@@ -142,15 +142,13 @@ def take_stock(control: Control) -> Stock:
     return Stock(lines, firsts, folders, frozenset(ended), len(others - skipped), len(skipped))
 
 
-def settled(control: Control, stock: Stock) -> Stock:
-    """Read the statuses of what is doubtful, and let what is from before the campaign show nothing.
+def settled_stock(control: Control) -> Stock:
+    """Take stock, and read the statuses of what is doubtful: what is from before the campaign shows nothing.
 
     Parameters
     ----------
     control : Control
         The campaign.
-    stock : Stock
-        As ``take_stock`` returned it.
 
     Returns
     -------
@@ -159,9 +157,10 @@ def settled(control: Control, stock: Stock) -> Stock:
 
     Raises
     ------
-    S3DownloadError
-        If S3 does not answer, or refuses.
+    UsageError, InputError, S3DownloadError
+        As ``take_stock``.
     """
+    stock = take_stock(control)
 
     def is_before(name: str) -> bool:
         with contextlib.suppress(OutputError):

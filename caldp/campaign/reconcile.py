@@ -24,7 +24,7 @@ from caldp.campaign.control import SEEN, WENT_FIRST, Control
 from caldp.campaign.failures import DUPLICATE, Ended
 from caldp.campaign.hear import Heard
 from caldp.campaign.jobs import is_alive, job_name
-from caldp.campaign.progress import settled, take_stock
+from caldp.campaign.progress import settled_stock
 from caldp.campaign.shards import Line
 from caldp.campaign.stack import Stack, log
 from caldp.campaign.submit import NOTHING, SETTLED, read_claim
@@ -226,7 +226,7 @@ class _Pass:
     def __init__(self, stack: Stack, control: Control, end: float) -> None:
         self._stack, self._control, self._store, self._end = stack, control, control.store, end
         self._plan = control.plan()
-        self._stock = settled(control, take_stock(control))
+        self._stock = settled_stock(control)
         self._now = self._store.clock()
         self._report = Report(self._store.uri, paused=control.paused())
         #: Open datasets whose job is at work, or has ended only just now.
@@ -259,7 +259,7 @@ class _Pass:
     def _is_closed(self, states: Mapping[str, int]) -> bool:
         """Close it, and look again: somebody may have given a dataset another attempt meanwhile."""
         self._control.close({state: states[state] for state in STATES if states[state]})
-        stock = settled(self._control, take_stock(self._control))
+        stock = settled_stock(self._control)
         self._report.open = sum(stock.listed(name) in _OPEN for name in stock.lines)
         if self._report.open:
             self._control.reopen()
