@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import ANY, Mock
 
 import docker
 import pytest
@@ -1004,7 +1004,7 @@ def answering(aws: pytest.MonkeyPatch, answer: Any) -> Any:
     """Have a client of ECR with an answer of its own, and what it was asked."""
     client = SimpleNamespace(get_authorization_token=Mock(return_value=answer))
     session = SimpleNamespace(create_client=Mock(return_value=client))
-    aws.setattr(image.s3, "session_of", Mock(return_value=session))
+    aws.setattr("caldp.aws.session_of", Mock(return_value=session))
     return SimpleNamespace(client=session.create_client, token=client.get_authorization_token)
 
 
@@ -1026,7 +1026,7 @@ def test_the_login_is_that_of_the_account_and_region(
 ) -> None:
     asked = answering(aws, {"authorizationData": [{"authorizationToken": "QVdTOng6eQ=="}]})
     assert image.ecr_login(ECR, variables) == {"username": "AWS", "password": "x:y"}
-    asked.client.assert_called_once_with("ecr", region_name="eu-west-1", endpoint_url=endpoint)
+    asked.client.assert_called_once_with("ecr", region_name="eu-west-1", endpoint_url=endpoint, config=ANY)
     asked.token.assert_called_once_with(registryIds=["123456789012"])
 
 
