@@ -171,7 +171,10 @@ def _wrong_output(output_uri: str, ipppssoot: str) -> UsageError | None:
 class _Commands(click.Group):
     """Commands that Ctrl-C ends as it ends any other: with 130; some are in modules that few need."""
 
-    _elsewhere: ClassVar[dict[str, str]] = {"campaign": "caldp.cli_campaign", "image": "caldp.cli_image"}
+    _elsewhere: ClassVar[dict[str, str]] = {"campaign": "caldp.cli_campaign",
+        "crds": "caldp.cli_crds",
+        "image": "caldp.cli_image",
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self._elsewhere])

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from caldp.errors import ReferencesError
 
@@ -85,23 +86,46 @@ def _load(folder: Path, name: str, files: dict[str, bytes], context: str) -> lis
         ) from error
     files[name] = data
     try:
-        text = data.decode("utf-8")
-        body = {
-            target.id: node.value
-            for node in ast.parse(text).body
-            if isinstance(node, ast.Assign)
-            for target in node.targets
-            if isinstance(target, ast.Name)
-        }
-        header = dict(ast.literal_eval(body["header"]))
-        if header.get("sha1sum") != checksum(text):
-            raise ValueError("its sha1sum does not fit")
-        return [(key, name) for key, name in _selected(body["selector"], "") if not _SPECIAL.fullmatch(name)]
+        return parse(data)[1]
     except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise ReferencesError(
             f"{context}: {path} is damaged ({' '.join(str(error).split())[:160]})",
             remedy="remove it and sync that CRDS cache again",
         ) from error
+
+
+def parse(data: bytes) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Read a mapping.
+
+    Parameters
+    ----------
+    data : bytes
+        Its content.
+
+    Returns
+    -------
+    header : dict
+        What it says of itself.
+    selected : list of tuple
+        (key, name of a mapping or of a reference) of all that it names, in order.
+
+    Raises
+    ------
+    ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError
+        If it is damaged, or no mapping.
+    """
+    text = data.decode("utf-8")
+    body = {
+        target.id: node.value
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    header = dict(ast.literal_eval(body["header"]))
+    if header.get("sha1sum") != checksum(text):
+        raise ValueError("its sha1sum does not fit")
+    return header, [(key, name) for key, name in _selected(body["selector"], "") if not _SPECIAL.fullmatch(name)]
 
 
 def checksum(text: str) -> str:

@@ -153,6 +153,11 @@ class S3Store:
     def url(self, key: str = "") -> str:
         return f"{self.uri}/{key}" if key else self.uri
 
+    def link(self, key: str, seconds: int = 3600) -> str:
+        """Return an address from which anybody may read an object for so many seconds."""
+        request = {"Bucket": self.bucket, "Key": self._key(key)}
+        return str(self._client.generate_presigned_url("get_object", Params=request, ExpiresIn=seconds))
+
     def _key(self, key: str) -> str:
         return "/".join([*([self.prefix] if self.prefix else []), safe_key(key)])
 

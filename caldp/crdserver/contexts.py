@@ -1,0 +1,284 @@
+"""Contexts: confirmed, set, marked, and handed to those who calibrate without a server."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from caldp import crds_layout, crds_pointer, crds_rules
+from caldp.crdserver import catalog, submissions
+from caldp.crdserver.journal import now
+from caldp.crdserver.mappings import mapping_key
+from caldp.crdserver.site import Site
+from caldp.crdserver.state import AVAILABLE, State, serial
+from caldp.crdserver.wire import encoded
+from caldp.errors import InputError, UsageError
+from caldp.store import ConflictError, Create, Overwrite
+
+_CONFIRMS = 20
+
+
+def next_context(state: State) -> str:
+    """Return the name of the next context."""
+    names = [*state.files, *state.reserved]
+    return f"{state.observatory}_{max((serial(name) for name in names), default=0) + 1:04d}.pmap"
+
+
+def confirm(site: Site, one: str, who: str) -> dict[str, str]:
+    """Put what a submission has brought into the catalogue, and make its context the one to derive from.
+
+    Parameters
+    ----------
+    site : Site
+        Where.
+    one : str
+        The submission, which waits for this.
+    who : str
+        Who confirms.
+
+    Returns
+    -------
+    dict
+        {uploaded or old name: new name}.
+
+    Raises
+    ------
+    InputError
+        If it does not wait, or the rules have changed under it.
+    """
+    result = submissions.result(site, one)
+    for attempt in range(_CONFIRMS):
+        state = site.state
+        known = state.submissions[one]
+        if known["state"] != "ready":
+            raise InputError(f"submission {one} is {known['state']}", remedy="submit your files again")
+        rows: dict[str, Any] = site.journal.read(known["rows"])
+        renamed = dict(result["renamed"])
+        context, key = result["context"], known["rows"]
+        if context and known["floats"] and state.edit != known["context"]:
+            context = _rebased(site, state, one, known["context"], context, who)
+            rows = {name: row for name, row in rows.items() if name != result["context"]}
+            rows[context] = _row_of_context(site, context, state.edit, known)
+            renamed = {old: new for old, new in renamed.items() if new != result["context"]} | {state.edit: context}
+            key = f"{known['rows'].removesuffix('.json.gz')}-{context}.json.gz"
+            _keep_once(site, key, rows)
+        base = state.edit
+
+        def confirmed(state: State, base: str = base, context: str = context, key: str = key) -> dict[str, Any] | None:
+            now_in = state.submissions[one]["state"]
+            if now_in != "ready":
+                raise InputError(f"submission {one} is {now_in}", remedy="submit your files again")
+            if context and known["floats"] and state.edit != base:
+                return None
+            return {"submission": one, "context": context, "rows": key}
+
+        if site.journal.append("confirmed", who, known["why"], confirmed):
+            if context:
+                publish(site, context)
+            return renamed
+    raise InputError(f"submission {one}: others confirm all the time", remedy="confirm it again")
+
+
+def _rebased(site: Site, state: State, one: str, old: str, proposed: str, who: str) -> str:
+    """Make the context anew, from the one to derive from now; return its name."""
+    before, after = dict(site.mappings.selected(old)), dict(site.mappings.selected(proposed))
+    present = dict(site.mappings.selected(state.edit))
+    changes = {key: name for key, name in after.items() if before.get(key) != name}
+    for key in changes:
+        if present.get(key) != before.get(key):
+            raise InputError(
+                f"submission {one}: the rules of {key} have changed since (now {present.get(key)})",
+                remedy="cancel it and submit your files again",
+            )
+    name = ""
+
+    def reserved(state: State) -> dict[str, Any]:
+        nonlocal name
+        name = next_context(state)
+        return {"names": [name], "submission": one}
+
+    site.journal.append("reserved", who, f"{one}: {state.edit} came first", reserved)
+    text = site.mappings.path(state.edit).read_text(encoding="utf-8")
+    for key, new in changes.items():
+        if key in present:
+            text = text.replace(f"'{present[key]}'", f"'{new}'")
+        else:
+            raise InputError(f"submission {one}: {key} is new", remedy="cancel it and submit your files again")
+    for field, value in (("name", name), ("derived_from", state.edit)):
+        text = re.sub(rf"('{field}'\s*:\s*)'[^']*'", rf"\g<1>'{value}'", text, count=1)
+    text = re.sub(r"('sha1sum'\s*:\s*)'[^']*'", rf"\g<1>'{crds_rules.checksum(text)}'", text, count=1)
+    data = text.encode()
+    if dict(crds_rules.parse(data)[1]) != present | changes:
+        raise InputError(f"{state.edit} cannot be derived from", remedy="submit your files again")
+    site.store.put(mapping_key(site.observatory, name), data, Create())
+    return name
+
+
+def _row_of_context(site: Site, name: str, base: str, known: dict[str, Any]) -> dict[str, Any]:
+    data = site.mappings.path(name).read_bytes()
+    return {
+        "size": len(data),
+        "sha1": _sha1(data),
+        "type": "mapping",
+        "instrument": "",
+        "filekind": "",
+        "state": AVAILABLE[0],
+        "delivered": now(),
+        "deliverer": known["by"],
+        "description": known["why"],
+        "derived_from": base,
+    }
+
+
+def _sha1(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha1(data).hexdigest()  # noqa: S324 - what CRDS has chosen
+
+
+def _keep_once(site: Site, key: str, value: Any) -> None:  # noqa: ANN401 - whatever fits JSON
+    try:
+        site.journal.keep(key, value)
+    except ConflictError:  # of one who was killed before the event
+        return
+
+
+def set_context(site: Site, context: str, who: str, why: str, *, edit: bool = False) -> dict[str, str]:
+    """Make another context the default one, or the one to derive from.
+
+    Parameters
+    ----------
+    site : Site
+        Where.
+    context : str
+        A context of the catalogue, or ``edit``.
+    who, why : str
+        Recorded with it. A step over several contexts wants a reason; a step to the next one has that of its delivery.
+    edit : bool
+        Only the one to derive from.
+
+    Returns
+    -------
+    dict
+        ``old`` and ``new`` context; the same twice if nothing has changed.
+
+    Raises
+    ------
+    InputError
+        If there is no such context, a file of it is not archived yet, or it wants a reason.
+    """
+    moved = {"old": "", "new": ""}
+
+    def chosen(state: State) -> dict[str, Any] | None:
+        name = state.edit if context in ("edit", f"{site.observatory}-edit") else context
+        if name not in state.files or not name.endswith(".pmap"):
+            raise InputError(f"there is no context {name[:60]!r}", remedy=f"choose one like {state.edit}")
+        absent = [
+            n for n in _files_of(site, name) if state.files.get(n, {}).get("state", "operational") not in AVAILABLE
+        ]
+        if absent:
+            raise InputError(f"{name}: {absent[0]} is not archived yet", remedy="wait for the archive")
+        if bad := [n for n in site.mappings.closure(name) if state.files.get(n, {}).get("bad")]:
+            raise InputError(f"{name}: {bad[0]} is bad ({state.files[bad[0]]['bad']})", remedy="choose another context")
+        old = state.edit if edit else state.latest
+        moved.update(old=old, new=name)
+        if old == name:
+            return None
+        said = why.strip() or _reason(state, old, name)
+        if not said:
+            raise InputError(f"from {old} to {name} is more than one step", remedy="say why")
+        moved["why"] = said
+        return {"context": name, "old": old}
+
+    # What was said may come of the delivery itself, which only the state knows.
+    state = site.state
+    name = state.edit if context in ("edit", f"{site.observatory}-edit") else context
+    said = why.strip() or _reason(state, state.edit if edit else state.latest, name)
+    if site.journal.append("edit context" if edit else "set context", who, said, chosen) and not edit:
+        publish(site, moved["new"])
+        point(site)
+    return moved
+
+
+def _reason(state: State, old: str, new: str) -> str:
+    """Return the reason of a delivery that leads from one context to another in one step; empty if none does."""
+    row = state.files.get(new, {})
+    return str(row.get("description", "")) if row.get("derived_from") == old else ""
+
+
+def _files_of(site: Site, context: str) -> list[str]:
+    return [*site.mappings.closure(context), *site.mappings.references(context)]
+
+
+def mark(site: Site, names: list[str], who: str, why: str, *, bad: bool) -> None:
+    """Say that nobody should use files, or that one may again.
+
+    Parameters
+    ----------
+    site : Site
+        Where.
+    names : list of str
+        Files of the catalogue.
+    who, why : str
+        Recorded with it; a reason is wanted.
+    bad : bool
+        Whether they are.
+    """
+    if not why.strip():
+        raise UsageError("marking files wants a reason", remedy="say why")
+    if not names:
+        raise UsageError("no files are named", remedy="name one or more")
+
+    def marked(state: State) -> dict[str, Any] | None:
+        for name in names:
+            site.row(name, state)
+        changed = [name for name in names if bool(state.files[name].get("bad")) != bad]
+        return {"files": changed} if changed else None
+
+    if site.journal.append("bad" if bad else "good", who, why.strip(), marked):
+        point(site)
+
+
+def publish(site: Site, context: str) -> None:
+    """Put a context where jobs find it that have no server: all its rules in one object, and a list of its references.
+
+    Parameters
+    ----------
+    site : Site
+        Whose; only those of HST have such jobs.
+    context : str
+        A context of the catalogue.
+    """
+    if site.observatory != "hst":
+        return
+    site.mappings.closure(context)
+    rules = crds_rules.read(site.mappings.folder, context)
+    state = site.state
+    # The list is of what is there by now: a later call may know of more.
+    files = {
+        name: {"size": int(row["size"]), "sha1": row["sha1"]}
+        for name in sorted(rules.all_references)
+        if (row := state.files.get(name)) and row["state"] in AVAILABLE and not row.get("absent")
+    }
+    listing = json.dumps({"format": 1, "context": context, "files": files}, separators=(",", ":")).encode()
+    site.store.put(crds_layout.listing_key(context), listing, Overwrite())
+    try:
+        site.store.put(crds_layout.rules_key(context), crds_layout.pack_rules(rules), Create())
+    except ConflictError:
+        return
+
+
+def point(site: Site) -> None:
+    """Let jobs, and the stock client without a server, know the default context and the bad files."""
+    state = site.state
+    if site.observatory != "hst" or not state.latest:
+        return
+    if site.store.get(crds_layout.rules_key(state.latest)) is None:
+        publish(site, state.latest)
+    known = catalog.server_info(site) | {"connected": False, "server": "", "status": "s3"}
+    here = {n: one for n, one in catalog.metadata(state).items() if not state.files[n].get("absent")}
+    known["download_metadata"] = encoded(here)
+    site.store.put(crds_layout.SERVER_CONFIG, crds_pointer.literal(known), Overwrite())
+    why = state.history[-1][2] if state.history else "caldp crds"
+    crds_pointer.move(site.store, state.latest, why, bad_files=state.bad_files)

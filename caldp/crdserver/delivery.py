@@ -1,0 +1,557 @@
+"""The heavy work of a submission, in a process of its own: certify its files, insert them into rules, make a context.
+
+All that judges files and changes rules is the crds package itself; here its steps are put in order, and names given.
+A private CRDS cache holds what it works on. Nothing that it makes is seen by anybody before the one event that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from caldp.crdserver import contexts, uploads
+from caldp.crdserver.journal import now
+from caldp.crdserver.mappings import mapping_key, reference_key
+from caldp.crdserver.site import Site
+from caldp.crdserver.state import AVAILABLE, State
+from caldp.crdserver.submissions import Submission, result_key, rows_key
+from caldp.errors import CaldpError, InputError, ReferencesError
+from caldp.store import Copy
+
+#: Told a type of message and a line.
+Say = Callable[[str, str], None]
+
+#: Bytes of an old reference that is fetched to be compared with a new one.
+_COMPARED = 500_000_000
+
+#: Lines of crds that are kept with the result.
+_LINES = 2000
+
+_SERIAL = re.compile(r"(.*?)(?:_(\d+))?(\.\w+)")
+
+
+class BadFilesError(CaldpError):
+    """crds does not take the files."""
+
+
+@dataclass
+class Result:
+    """What became of a submission, for the person who looks at it.
+
+    Attributes
+    ----------
+    context : str
+        The new context; empty if there is none.
+    derived_from : str
+        The context that it comes from.
+    renamed : dict
+        {file as sent, or old mapping: new name}.
+    references, mappings : list of str
+        New files.
+    differences : list of dict
+        Per changed mapping: ``old``, ``new``, ``logical`` (list of str), ``text`` (a unified diff).
+    errors, warnings : int
+        What crds has counted.
+    lines : list of str
+        What crds has said.
+    """
+
+    derived_from: str
+    context: str = ""
+    renamed: dict[str, str] = field(default_factory=dict)
+    references: list[str] = field(default_factory=list)
+    mappings: list[str] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    errors: int = 0
+    warnings: int = 0
+    lines: list[str] = field(default_factory=list)
+
+
+class Delivery:
+    """The work on one submission.
+
+    Parameters
+    ----------
+    site : Site
+        Where.
+    submission : Submission
+        What.
+    attempt : int
+        Which attempt this is; each has names of its own, so that a late one disturbs nobody.
+    folder : Path
+        Empty, and gone afterwards.
+    say : callable
+        Told what happens.
+    """
+
+    def __init__(self, site: Site, submission: Submission, attempt: int, folder: Path, say: Say) -> None:
+        self.site = site
+        self.submission = submission
+        self.attempt = attempt
+        self.files = folder / "files"
+        self.cache = folder / "cache"
+        self.rules = self.cache / "mappings" / site.observatory
+        self.result = Result(submission.context)
+        self._say = say
+        self._rows: dict[str, dict[str, Any]] = {}
+        for place in (self.files, self.rules):
+            place.mkdir(parents=True)
+
+    def run(self) -> None:
+        """Do it all, and add the event that says what came of it.
+
+        Raises
+        ------
+        BadFilesError
+            If crds does not take the files.
+        CaldpError
+            For whatever else stands in the way.
+        """
+        with _listening(self._heard):
+            self._assemble()
+            self._certify()
+            if self.submission.kind == "certify":
+                self._end("checked", {})
+                return
+            self._stop_if_errors("certify does not take the files")
+            kind = self.submission.kind
+            renamed = self._rename_mappings() if kind == "mappings" else self._rename_references()
+            if kind == "batch":
+                renamed_rules = self._insert(renamed)
+            else:
+                renamed_rules = renamed if kind == "mappings" else {}
+            if renamed_rules:
+                self._new_context(renamed_rules)
+            self._stop_if_errors("the rules cannot be made")
+            self._send()
+        self._end("ready", {"context_new": self.result.context})
+
+    def refuse(self, kind: str, error: CaldpError) -> None:
+        """Add the event that says why nothing came of it: ``bad files`` or ``failed``."""
+        if not isinstance(error, BadFilesError) or not self.result.errors:
+            self._heard("error", str(error))
+        self._end(kind, {"reason": str(error)})
+
+    # ---- files
+
+    def _assemble(self) -> None:
+        """Put the files together; what is known already is refused."""
+        known = {row["sha1"]: name for name, row in self.site.state.files.items() if row["sha1"]}
+        seen: dict[str, str] = {}
+        for name, parts in self.submission.files.items():
+            sha1 = uploads.assemble(self.site, parts, self.files / name)
+            same = known.get(sha1) or seen.get(sha1)
+            if same:
+                raise BadFilesError(f"{name} is identical with {same}", remedy="submit only what is new")
+            seen[sha1] = name
+        for name in self.site.mappings.closure(self.submission.context):
+            # A copy: crds may write into its cache.
+            shutil.copyfile(self.site.mappings.path(name), self.rules / name)
+
+    def _certify(self) -> None:
+        from crds.certify import certify
+        from crds.core import log
+
+        paths = [str(self.files / name) for name in self.submission.files]
+        if any(name.endswith((".imap", ".pmap", ".rmap")) for name in self.submission.files):
+            self._must(self.submission.kind in ("mappings", "certify"), "mappings are submitted by themselves")
+        else:
+            self._must(self.submission.kind != "mappings", "only mappings are submitted so")
+            with log.error_on_exception("cannot tell what the files are"):
+                self._check_instrument(paths)
+                self._fetch_replaced(paths)
+        certify.certify_files(
+            paths,
+            context=self.submission.context,
+            dump_provenance=True,
+            compare_old_reference=self.submission.form.get("compare_old_reference", "True") != "False",
+            observatory=self.site.observatory,
+            run_fitsverify=True,
+            # Rules are made in earnest below; the trial of crds would write into a folder that all share.
+            check_rmap=False,
+        )
+
+    def _check_instrument(self, paths: Sequence[str]) -> None:
+        from crds.core import utils
+
+        for path in paths:
+            instrument, _ = utils.get_file_properties(self.site.observatory, path)
+            if self.submission.instrument and instrument.lower() != self.submission.instrument:
+                raise BadFilesError(
+                    f"{Path(path).name} is of {instrument}, but {self.submission.instrument} is locked",
+                    remedy="submit one instrument at a time",
+                )
+
+    def _fetch_replaced(self, paths: Sequence[str]) -> None:
+        """Fetch what the files will replace, so that crds can compare them."""
+        from crds import diff
+        from crds.core import log, utils
+
+        pmap = self._loaded(self.submission.context)
+        for (instrument, filekind), some in utils.organize_files(self.site.observatory, list(paths)).items():
+            for path in some:
+                with log.verbose_on_exception("nothing to compare with", path):
+                    rmap = pmap.get_imap(instrument).get_rmap(filekind)
+                    for change in rmap.difference(rmap.insert_reference(path)):
+                        if diff.diff_action(change) == "replace":
+                            old, _ = diff.diff_replace_old_new(change)
+                            self._fetch_reference(old, instrument)
+
+    def _fetch_reference(self, name: str, instrument: str) -> None:
+        row = self.site.state.files.get(name)
+        if row is None or row.get("absent") or row["size"] > _COMPARED:
+            return
+        from crds.core import config
+
+        target = Path(config.locate_file(name, self.site.observatory))
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.site.store.download([Copy(reference_key(self.site.observatory, name), target)])
+
+    # ---- names
+
+    def _rename_references(self) -> dict[str, str]:
+        """Give the files their names, and return {name as sent: new name}."""
+        from crds.core import utils
+
+        kept = self.submission.form.get("auto_rename", "True") == "False"
+        kinds = {
+            name: utils.get_file_properties(self.site.observatory, str(self.files / name))
+            for name in self.submission.files
+        }
+        renamed: dict[str, str] = {}
+
+        def reserved(state: State) -> dict[str, Any]:
+            renamed.clear()
+            for name, (instrument, filekind) in sorted(kinds.items()):
+                if kept and state.taken(name):
+                    raise BadFilesError(f"there is a file {name} already", remedy="let CRDS rename it")
+                new = name if kept else self._reference_name(state, name, instrument, filekind, set(renamed.values()))
+                renamed[name] = new
+            return {"names": sorted(renamed.values()), "submission": self.submission.id}
+
+        self._reserve(reserved)
+        for name, new in renamed.items():
+            instrument, filekind = kinds[name]
+            self._row(name, self._rewrite(name, new), new, "reference", instrument, filekind)
+            self.result.references.append(new)
+        self.result.renamed |= renamed
+        return renamed
+
+    def _reference_name(self, state: State, name: str, instrument: str, filekind: str, used: set[str]) -> str:
+        ending = Path(name).suffix
+        if self.site.observatory != "hst":
+            stem = f"{self.site.observatory}_{instrument}_{filekind}".lower()
+            number = _last(stem, [*state.files, *state.reserved, *used]) + 1
+            return f"{stem}_{number:04d}{ending}"
+        from crds.hst import locate
+
+        # The name is the time, in steps of two seconds.
+        moment = datetime.now(UTC).replace(tzinfo=None)
+        while True:
+            new = str(locate.generate_unique_name_core(instrument, filekind, ending, moment))
+            if not state.taken(new) and new not in used:
+                return new
+            moment += timedelta(seconds=2)
+
+    def _rewrite(self, name: str, new: str) -> Path:
+        """Give a file its name: those of HST have it in their header."""
+        path, target = self.files / name, self.files / "renamed" / new
+        target.parent.mkdir(exist_ok=True)
+        if self.site.observatory == "hst" and name.endswith(".fits") and name != new:
+            from crds.misc import uniqname
+
+            more = "--add-checksum" if uniqname.has_checksum(str(path)) else ""
+            script = uniqname.UniqnameScript(
+                f"crds.misc.uniqname --files {path} --standard --fits-errors {more}".strip()
+            )
+            script.rewrite(str(path), str(target))
+        else:
+            shutil.copyfile(path, target)
+        return target
+
+    def _rename_mappings(self) -> dict[str, str]:
+        """Give mappings that somebody has written their names, and return {old mapping: new name}."""
+        from crds.refactoring import checksum, refactor
+
+        renamed: dict[str, str] = {}
+
+        def reserved(state: State) -> dict[str, Any]:
+            renamed.clear()
+            for name in sorted(self.submission.files):
+                if not name.endswith(".rmap"):
+                    raise BadFilesError(f"{name} is no rmap", remedy="submit rmaps: contexts are made of them")
+                renamed[name] = _next_mapping(state, name, renamed.values())
+            return {"names": sorted(renamed.values()), "submission": self.submission.id}
+
+        self._reserve(reserved)
+        replaced: dict[str, str] = {}
+        pmap = self._loaded(self.submission.context)
+        for name, new in renamed.items():
+            target = self.rules / new
+            shutil.copyfile(self.files / name, target)
+            from crds.core import utils
+
+            instrument, filekind = utils.get_file_properties(self.site.observatory, str(target))
+            if self.submission.instrument and instrument.lower() != self.submission.instrument:
+                raise BadFilesError(f"{name} is of {instrument}", remedy=f"{self.submission.instrument} is locked")
+            with contextlib.suppress(Exception):  # a type that is new has none
+                replaced[str(pmap.get_imap(instrument).get_rmap(filekind).name)] = new
+            refactor.update_derivation(str(target))
+            checksum.update_checksum(str(target))
+            self._check_references(new)
+            self._row(name, target, new, "mapping", instrument, filekind)
+            self.result.mappings.append(new)
+        self.result.renamed |= renamed
+        for old, new in replaced.items():
+            self._compare(old, new)
+        return replaced | {name: new for name, new in renamed.items() if new not in replaced.values()}
+
+    def _check_references(self, rmap: str) -> None:
+        state = self.site.state
+        absent = [name for name in self._loaded(rmap).reference_names() if name not in state.files]
+        if absent:
+            raise BadFilesError(f"{rmap} names {absent[0]}, which is no file of this CRDS", remedy="submit that first")
+
+    # ---- rules
+
+    def _insert(self, renamed: Mapping[str, str]) -> dict[str, str]:
+        """Insert the files into the rules of their types, and return {old rmap: new rmap}."""
+        from crds.core import utils
+        from crds.refactoring import refactor
+
+        paths = [str(self.files / "renamed" / new) for new in renamed.values()]
+        by_type = utils.organize_files(self.site.observatory, paths)
+        pmap = self._loaded(self.submission.context)
+        old_rmaps: dict[tuple[str, str], str] = {}
+        for instrument, filekind in by_type:
+            try:
+                old_rmaps[instrument, filekind] = str(pmap.get_imap(instrument).get_rmap(filekind).name)
+            except Exception as error:
+                raise BadFilesError(
+                    f"{self.submission.context} has no rules for {filekind} of {instrument}",
+                    remedy="submit an rmap first",
+                ) from error
+        rmaps: dict[str, str] = {}
+
+        def reserved(state: State) -> dict[str, Any]:
+            rmaps.clear()
+            for old in sorted(old_rmaps.values()):
+                rmaps[old] = _next_mapping(state, old, rmaps.values())
+            return {"names": sorted(rmaps.values()), "submission": self.submission.id}
+
+        self._reserve(reserved)
+        for (instrument, filekind), some in by_type.items():
+            old = old_rmaps[instrument, filekind]
+            new = self.rules / rmaps[old]
+            refactor.rmap_insert_references(str(self.rules / old), str(new), some, observatory=self.site.observatory)
+            if not new.exists():
+                raise BadFilesError(f"{old} takes none of the {filekind} files", remedy="look at their USEAFTER")
+            refactor.update_derivation(str(new), old)
+            self._row(old, new, new.name, "mapping", instrument, filekind)
+            self._note_replaced(old, new.name, [Path(path).name for path in some])
+            self.result.mappings.append(new.name)
+            self.result.renamed[old] = new.name
+            self._compare(old, new.name)
+        return rmaps
+
+    def _note_replaced(self, old: str, new: str, names: Iterable[str]) -> None:
+        before = {name for _, name in self.site.mappings.selected(old)}
+        after = set(self._loaded(new).reference_names())
+        for name in names:
+            self._rows[name]["replaces"] = sorted(before - after)
+
+    def _new_context(self, rmaps: Mapping[str, str]) -> None:
+        """Make the context that names the new rules."""
+        from crds.refactoring import newcontext
+
+        base = self.submission.context
+        updates = newcontext.get_update_map(base, list(rmaps.values()))
+        names: dict[str, str] = {}
+
+        def reserved(state: State) -> dict[str, Any]:
+            names.clear()
+            for imap in sorted(updates):
+                names[imap] = _next_mapping(state, imap, names.values())
+            names[base] = contexts.next_context(state)
+            return {"names": sorted(names.values()), "submission": self.submission.id}
+
+        self._reserve(reserved)
+        newcontext.generate_new_contexts(base, updates, names)
+        newcontext.update_header_names({old: str(self.rules / new) for old, new in names.items()})
+        self.result.context = names[base]
+        for old, new in sorted(names.items()):
+            instrument = "" if old == base else old.split("_")[1]
+            self._row(old, self.rules / new, new, "mapping", instrument, "")
+            self.result.mappings.append(new)
+            self.result.renamed[old] = new
+            self._compare(old, new, logical=False)
+
+    def _compare(self, old: str, new: str, *, logical: bool = True) -> None:
+        """Note how two mappings differ."""
+        from crds import diff
+
+        texts = [(self.rules / name).read_text(encoding="utf-8").splitlines() for name in (old, new)]
+        said = []
+        if logical:
+            for change in diff.mapping_diffs(
+                str(self.rules / old), str(self.rules / new), observatory=self.site.observatory
+            ):
+                said.append(" ".join(str(part) for part in change))
+        text = "\n".join(difflib.unified_diff(*texts, old, new, lineterm=""))
+        self.result.differences.append({"old": old, "new": new, "logical": said, "text": text})
+
+    # ---- the end
+
+    def _row(self, sent: str, path: Path, name: str, kind: str, instrument: str, filekind: str) -> None:
+        form = self.submission.form
+        row: dict[str, Any] = {
+            "size": path.stat().st_size,
+            "sha1": _sha1(path),
+            "type": kind,
+            "instrument": instrument.lower(),
+            "filekind": filekind.lower(),
+            "state": AVAILABLE[0] if kind == "mapping" or self.site.settings.archive == "none" else "delivered",
+            "delivered": now(),
+            "deliverer": self.submission.user,
+            "creator": form.get("creator", ""),
+            "description": form.get("description", ""),
+            "change_level": form.get("change_level", ""),
+            "submission": self.submission.id,
+            **({"uploaded_as": sent} if sent in self.submission.files else {"derived_from": sent}),
+        }
+        if kind == "reference":
+            row |= _provenance(path)
+        self._rows[name] = row
+
+    def _send(self) -> None:
+        """Bring all to the store, where nobody looks for it yet."""
+        references = [
+            Copy(reference_key(self.site.observatory, name), self.files / "renamed" / name)
+            for name in self.result.references
+        ]
+        mappings = [Copy(mapping_key(self.site.observatory, name), self.rules / name) for name in self.result.mappings]
+        for some in (references, mappings):
+            sent = self.site.store.upload(some, create=True)
+            if absent := [copy.key for copy in some if copy.key not in sent]:
+                raise ReferencesError(
+                    f"{self.site.store.url(absent[0])} is there already", remedy="submit the files again"
+                )
+
+    def _end(self, kind: str, more: dict[str, Any]) -> None:
+        """Add the event that says what came of it."""
+        one = self.submission.id
+        key = self.site.journal.keep(result_key(self.site, one, self.attempt), vars(self.result))
+        rows = self.site.journal.keep(rows_key(self.site, one, self.attempt), self._rows) if self._rows else ""
+        floats = self.submission.form.get("pmap_mode", "pmap_edit") == "pmap_edit"
+
+        def ended(state: State) -> dict[str, Any]:
+            known = state.submissions[one]["state"]
+            if known != "started":
+                raise InputError(f"submission {one} is {known} meanwhile", remedy="submit your files again")
+            names = {"mappings": self.result.mappings, "rows": rows, "floats": floats}
+            return {"submission": one, "result": key, "attempt": self.attempt, **names, **more}
+
+        why = self.submission.form.get("description", "")
+        self.site.journal.append(kind, self.submission.user, why or f"{self.result.errors} errors", ended)
+
+    def _reserve(self, decide: Callable[[State], dict[str, Any]]) -> None:
+        self.site.journal.append("reserved", self.submission.user, self.submission.id, decide)
+
+    def _loaded(self, name: str) -> Any:  # noqa: ANN401 - crds has no types
+        from crds.core import rmap
+
+        return rmap.fetch_mapping(str(self.rules / name))
+
+    def _heard(self, kind: str, text: str) -> None:
+        self.result.errors += kind == "error"
+        self.result.warnings += kind == "warning"
+        for line in text.splitlines():
+            self.result.lines.append(f"{kind.upper()} {line}")
+            self._say(kind, line)
+        del self.result.lines[:-_LINES]
+
+    def _must(self, so: bool, otherwise: str) -> None:
+        if not so:
+            raise BadFilesError(otherwise, remedy="sort your files")
+
+    def _stop_if_errors(self, what: str) -> None:
+        if self.result.errors:
+            plural = "s" * (self.result.errors != 1)
+            raise BadFilesError(f"{what}: {self.result.errors} error{plural}", remedy="see the messages")
+
+
+def _next_mapping(state: State, old: str, used: Iterable[str]) -> str:
+    """Return the name after the last one of a series: ``hst_cos_0306.imap`` -> ``hst_cos_0307.imap``."""
+    match = _SERIAL.fullmatch(Path(old).name)
+    assert match is not None  # noqa: S101 - names of files have been checked
+    stem, ending = match[1], match[3]
+    return f"{stem}_{_last(stem, [*state.files, *state.reserved, *used], ending) + 1:04d}{ending}"
+
+
+def _last(stem: str, names: Iterable[str], ending: str = "") -> int:
+    pattern = re.compile(rf"{re.escape(stem)}_(\d+)" + (re.escape(ending) if ending else r"\.\w+"))
+    return max((int(match[1]) for name in names if (match := pattern.fullmatch(name))), default=0)
+
+
+def _provenance(path: Path) -> dict[str, str]:
+    """Return what a reference says of itself."""
+    from crds import data_file
+
+    try:
+        header = data_file.get_unconditioned_header(str(path))
+    except Exception:  # noqa: BLE001 - certify has said what is to be said of it
+        return {}
+    told = {
+        "useafter": "USEAFTER",
+        "pedigree": "PEDIGREE",
+        "comment": "DESCRIP",
+        "aperture": "APERTURE",
+        "history": "HISTORY",
+    }
+    found = {name: str(header.get(keyword, "")) for name, keyword in told.items()}
+    return {name: text[:4000] for name, text in found.items() if text and text != "UNDEFINED"}
+
+
+def _sha1(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha1").hexdigest()
+
+
+class _Handler(logging.Handler):
+    """Passes on what crds says."""
+
+    def __init__(self, heard: Say) -> None:
+        super().__init__()
+        self._heard_by = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = (
+            "error" if record.levelno >= logging.ERROR else "warning" if record.levelno >= logging.WARNING else "info"
+        )
+        if record.levelno < logging.INFO:
+            return
+        self._heard_by(kind, record.getMessage())
+
+
+@contextlib.contextmanager
+def _listening(heard: Say) -> Iterator[None]:
+    from crds.core import log
+
+    logger = logging.getLogger("CRDS")
+    handler = _Handler(heard)
+    logger.addHandler(handler)
+    log.reset()
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,0 +1,240 @@
+"""Fill a CRDS from a CRDS cache, or from another CRDS."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from caldp import crds_cache, crds_rules
+from caldp.crdserver import contexts
+from caldp.crdserver.journal import now
+from caldp.crdserver.mappings import mapping_key, reference_key
+from caldp.crdserver.site import Site
+from caldp.crdserver.state import State
+from caldp.errors import ReferencesError, UsageError
+from caldp.store import Copy, Progress, quietly
+
+_MAPPING = re.compile(r".*\.[pir]map")
+
+
+@dataclass
+class Filled:
+    """What a CRDS was filled with.
+
+    Attributes
+    ----------
+    observatory, store : str
+        Which, and where.
+    contexts : list of str
+        Contexts that are whole.
+    mappings, references : int
+        Files that are there.
+    known : int
+        Files of the catalogue, whether or not they are there.
+    latest : str
+        The default context.
+    """
+
+    observatory: str
+    store: str
+    contexts: list[str]
+    mappings: int
+    references: int
+    known: int
+    latest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.observatory} in {self.store}: {self.mappings} mappings and {self.references} references are there, "
+            f"{self.known} files are known; contexts {', '.join(self.contexts[-5:])}; default {self.latest}"
+        )
+
+
+def fill(site: Site, cache: Path, who: str, catalogue: Path | None = None, progress: Progress = quietly) -> Filled:
+    """Fill a CRDS from a CRDS cache; what is there stays, so that it may be called again.
+
+    Parameters
+    ----------
+    site : Site
+        The CRDS.
+    cache : Path
+        A CRDS cache: ``mappings``, ``references`` and ``config``.
+    who : str
+        Recorded with it.
+    catalogue : Path, optional
+        A ``server_config``, perhaps compressed, that knows more files than that of the cache.
+    progress : callable, optional
+        Told of the bytes that were sent.
+
+    Returns
+    -------
+    Filled
+
+    Raises
+    ------
+    UsageError, ReferencesError
+        If there is no such cache, or it is damaged.
+    """
+    obs = site.observatory
+    known = _known(catalogue or cache / "config" / obs / "server_config")
+    metadata = crds_cache.metadata(known)
+    state = site.state
+    mappings = {path.name: path for path in _files(cache / "mappings" / obs) if _MAPPING.fullmatch(path.name)}
+    top = cache / "references" / obs
+    references = {path.name: path for place in (top, *_folders(top)) for path in _files(place)}
+    if not mappings:
+        raise UsageError(f"there are no mappings in {cache / 'mappings' / obs}", remedy="give --from <CRDS cache>")
+    rows: dict[str, dict[str, Any]] = {}
+    parsed = {name: _parsed(path) for name, path in mappings.items()}
+    for name, path in mappings.items():
+        header = parsed[name][0]
+        rows[name] = _measured(path, metadata) | {
+            "type": "mapping",
+            "instrument": str(header.get("instrument", "")).lower(),
+            "filekind": str(header.get("filekind", "")).lower(),
+            "derived_from": str(header.get("derived_from", "")),
+        }
+    kinds = {
+        reference: (rows[name]["instrument"], rows[name]["filekind"])
+        for name in sorted(mappings)
+        if name.endswith(".rmap")
+        for _, reference in parsed[name][1]
+    }
+    for name in {*metadata, *kinds, *references} - rows.keys():
+        instrument, filekind = kinds.get(name, _guessed(obs, name))
+        of = "mapping" if _MAPPING.fullmatch(name) else "reference"
+        if name in references:
+            row = _measured(references[name], metadata)
+        else:
+            one = metadata.get(name, {"size": "0", "sha1sum": "none"})
+            row = {"size": int(one["size"] or 0), "sha1": one["sha1sum"], "absent": True}
+        rows[name] = row | {"type": of, "instrument": instrument, "filekind": filekind}
+    bad = set(known.get("bad_files_list", ()))
+    for name, row in rows.items():
+        row["state"] = "operational"
+        if name in bad:
+            row["bad"] = "marked so where it comes from"
+    _compare(site, state, rows)
+    _send(site, {mapping_key(obs, n): p for n, p in mappings.items()}, progress)
+    _send(site, {reference_key(obs, n): p for n, p in references.items()}, progress)
+    whole = [n for n in sorted(mappings) if n.endswith(".pmap") and _whole(n, parsed)]
+    latest = str(known.get("operational_context") or known.get("latest_context") or "")
+    edit = str(known.get("edit_context") or latest)
+    if latest not in whole:
+        latest = whole[-1] if whole else ""
+    if edit not in whole:
+        edit = latest
+    history = [[str(a), str(b), str(c)] for a, b, c in known.get("context_history", ())]
+    brought = {"files": rows, "latest": state.latest or latest, "edit": state.edit or edit, "history": history}
+    if any(
+        state.files.get(name) != row for name, row in rows.items() if name not in state.files or not row.get("absent")
+    ):
+        key = f"server/{obs}/imported/{now().replace(':', '')}.json.gz"
+        site.journal.keep(key, brought)
+        why = f"{len(rows)} files from {cache.name}"
+        site.journal.append("imported", who, why, lambda _: {"object": key})
+    contexts.point(site)
+    state = site.state
+    here = [row for row in state.files.values() if not row.get("absent")]
+    return Filled(
+        obs,
+        site.store.uri,
+        whole,
+        sum(row["type"] == "mapping" for row in here),
+        sum(row["type"] == "reference" for row in here),
+        len(state.files),
+        state.latest,
+    )
+
+
+def _known(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+        return crds_cache.parse_server_config((gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no {path}", remedy="give --from <CRDS cache>") from error
+    except (ValueError, OSError) as error:
+        raise ReferencesError(f"{path} is not readable ({error})", remedy="sync that CRDS cache again") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    return (
+        sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".") if folder.is_dir() else []
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    try:
+        return crds_rules.parse(path.read_bytes())
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise ReferencesError(
+            f"{path} is damaged ({' '.join(str(error).split())[:160]})",
+            remedy="remove it and sync that CRDS cache again",
+        ) from error
+
+
+def _measured(path: Path, metadata: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        sha1 = hashlib.file_digest(stream, "sha1").hexdigest()
+    size = path.stat().st_size
+    expected = metadata.get(path.name)
+    if expected and not crds_cache.agrees(expected, size, sha1):
+        raise ReferencesError(
+            f"{path} is damaged: {size} bytes, sha1 {sha1}, but CRDS has {expected['size']} bytes, sha1 "
+            f"{expected['sha1sum']}",
+            remedy="remove it and sync that CRDS cache again",
+        )
+    return {"size": size, "sha1": sha1}
+
+
+def _guessed(observatory: str, name: str) -> tuple[str, str]:
+    """Say what a file is of that no rule names, as far as its name tells."""
+    match = re.fullmatch(rf"{observatory}_([a-z0-9]+)_([a-z0-9]+)(_\d+)?\.\w+", name)
+    if match and not match[1].isdigit():
+        return match[1], "" if match[2].isdigit() else match[2]
+    letters = {"j": "acs", "i": "wfc3", "o": "stis", "l": "cos", "u": "wfpc2", "n": "nicmos", "m": "synphot"}
+    old = re.fullmatch(r"[a-z0-9]{8}([a-z])_([a-z0-9]+)\.\w+", name)
+    return (letters.get(old[1], ""), old[2]) if old and observatory == "hst" else ("", "")
+
+
+def _compare(site: Site, state: State, rows: Mapping[str, dict[str, Any]]) -> None:
+    """Raise ReferencesError if the CRDS has another file under a name."""
+    for name, row in rows.items():
+        old = state.files.get(name)
+        if (
+            old
+            and not old.get("absent")
+            and not row.get("absent")
+            and (old["size"], old["sha1"]) != (row["size"], row["sha1"])
+        ):
+            raise ReferencesError(
+                f"{site.store.uri} has another {name}", remedy="files of CRDS never change: find out which one is right"
+            )
+        if old and not old.get("absent") and row.get("absent"):
+            # What is there stays there.
+            row.update(old)
+
+
+def _send(site: Site, files: Mapping[str, Path], progress: Progress) -> None:
+    there = {entry.key for folder in {key.rpartition("/")[0] for key in files} for entry in site.store.walk(folder)}
+    site.store.upload([Copy(key, path) for key, path in files.items() if key not in there], progress, create=True)
+
+
+def _whole(name: str, parsed: Mapping[str, tuple[dict[str, Any], list[tuple[str, str]]]]) -> bool:
+    """Whether a mapping and all that it names are there."""
+    if name not in parsed:
+        return False
+    return name.endswith(".rmap") or all(_whole(below, parsed) for _, below in parsed[name][1])

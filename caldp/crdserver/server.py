@@ -1,0 +1,108 @@
+"""What all requests of a server share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from caldp.crdserver import forms, submissions
+from caldp.crdserver.channels import Channels
+from caldp.crdserver.jobs import Jobs, LambdaRunner, LocalRunner, runner
+from caldp.crdserver.methods import Methods
+from caldp.crdserver.records import open_records
+from caldp.crdserver.settings import OBSERVATORIES, Settings
+from caldp.crdserver.signin import Session, SignIn
+from caldp.crdserver.site import Site
+from caldp.store import open_store
+
+
+def log(level: int, message: str, **more: object) -> None:
+    """Write a line of JSON; tokens and contents are never among what it is given."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    logging.getLogger("caldp.crds").log(level, json.dumps({"at": at, "message": message, **more}))
+
+
+@dataclass(frozen=True)
+class Observatory:
+    """One observatory, and what is asked of it.
+
+    Attributes
+    ----------
+    site : Site
+        Its events, rules and files.
+    signin : SignIn
+        Who is there.
+    jobs : Jobs
+        Its heavy work.
+    channels : Channels
+        What jobs say.
+    methods : Methods
+        What stock clients call.
+    instruments : list of str
+        What may be locked.
+    """
+
+    site: Site
+    signin: SignIn
+    jobs: Jobs
+    channels: Channels
+    methods: Methods
+    instruments: list[str]
+
+    @property
+    def name(self) -> str:
+        """``hst`` or ``jwst``."""
+        return self.site.observatory
+
+
+class Server:
+    """A CRDS.
+
+    Parameters
+    ----------
+    settings : Settings
+        What it goes by.
+    environ : mapping
+        The environment of workers.
+    """
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        self.settings = settings
+        store, records = open_store(settings.store), open_records(settings.records)
+        self.records = records
+        self.observatories: dict[str, Observatory] = {}
+        for name in OBSERVATORIES:
+            site = Site(settings, name, store, records)
+            self.observatories[name] = Observatory(
+                site, SignIn(site), Jobs(site), Channels(records, name), Methods(site), forms.instruments(name)
+            )
+        self._runner: LocalRunner | LambdaRunner = runner(settings, environ, lambda line: log(logging.INFO, line))
+
+    def resume(self) -> None:
+        """Take up the jobs that nobody works on, and end what is over."""
+        for one in self.observatories.values():
+            one.signin.sweep()
+            for job in one.jobs.open():
+                self._runner.start(one.name, job.id)
+
+    def submit(self, one: Observatory, session: Session, kind: str, instrument: str, form: Mapping[str, str]) -> str:
+        """Begin a submission, and have somebody work on it; return its id."""
+        name = submissions.start(one.site, kind, session.user.name, instrument, session.channel, form)
+        one.jobs.add(f"submission-{name}", "submission", {"submission": name})
+        self._runner.start(one.name, f"submission-{name}")
+        return name
+
+    def have_affected(self, one: Observatory, old: str, new: str) -> str:
+        """Have the affected datasets of a step between two contexts found; return the job."""
+        name = f"affected-{old}-{new}-{int(time.time())}"
+        one.jobs.add(name, "affected", {"old": old, "new": new})
+        self._runner.start(one.name, name)
+        return name
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._runner.close()
+        self.records.close()

@@ -1,0 +1,51 @@
+"""A server of CRDS as a process of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import socket
+from typing import TextIO
+
+import uvicorn
+
+from caldp.crdserver.app import create
+from caldp.crdserver.settings import Settings
+from caldp.errors import UsageError
+
+
+def serve(settings: Settings, host: str, port: int, url: str, out: TextIO) -> None:
+    """Serve until a signal ends it.
+
+    Parameters
+    ----------
+    settings : Settings
+        What it goes by, but for its address.
+    host, port : str, int
+        Where to listen; port 0 is one that is free.
+    url : str
+        What clients call it; by default ``http://localhost:<port>``.
+    out : file object
+        Told the address, once it answers.
+
+    Raises
+    ------
+    UsageError
+        If somebody else listens there.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise UsageError(
+            f"{host}:{port} cannot be listened at ({error.strerror})", remedy="choose another --port"
+        ) from error
+    url = url.rstrip("/") or f"http://localhost:{listening.getsockname()[1]}"
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("caldp.crds").setLevel(logging.INFO)
+    app = create(dataclasses.replace(settings, url=url), os.environ)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
+    print(f"CRDS at {url}/ (Ctrl-C ends it)", file=out, flush=True)
+    server.run(sockets=[listening])

@@ -1,0 +1,176 @@
+"""Submissions: from the files that a user has sent to a new context, each step one event.
+
+``started`` (a job certifies the files and makes rules) -> ``ready`` (its user looks at it) -> ``confirmed`` or
+``cancelled``; or ``bad files``, ``failed``.  Where two steps are taken at once, the first event counts.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from caldp.crdserver import forms
+from caldp.crdserver.site import Site
+from caldp.crdserver.state import OVER, State
+from caldp.crdserver.uploads import Uploads
+from caldp.errors import InputError
+
+#: What may be submitted: references with rules made for them, references alone, mappings, or nothing but a check.
+KINDS = ("batch", "references", "mappings", "certify")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a job works on.
+
+    Attributes
+    ----------
+    id : str
+        Its name, that nobody guesses.
+    kind : str
+        One of ``KINDS``.
+    user, instrument : str
+        Whose, and for what.
+    context : str
+        The context from which the new one is derived.
+    channel : str
+        Where the job speaks; empty for nowhere.
+    form : dict
+        What the user has said.
+    files : dict
+        {name: parts}.
+    """
+
+    id: str
+    kind: str
+    user: str
+    instrument: str
+    context: str
+    channel: str
+    form: dict[str, str]
+    files: dict[str, list[dict[str, Any]]]
+
+
+def request_key(site: Site, one: str) -> str:
+    """Where it is kept what a submission asks for."""
+    return f"server/{site.observatory}/submissions/{one}/request.json.gz"
+
+
+def result_key(site: Site, one: str, attempt: int) -> str:
+    """Where it is kept what became of a submission."""
+    return f"server/{site.observatory}/submissions/{one}/result-{attempt}.json.gz"
+
+
+def rows_key(site: Site, one: str, attempt: int) -> str:
+    """Where the rows are that a submission adds to the catalogue."""
+    return f"server/{site.observatory}/submissions/{one}/rows-{attempt}.json.gz"
+
+
+def start(site: Site, kind: str, user: str, instrument: str, channel: str, form: Mapping[str, str]) -> str:
+    """Begin a submission of all files that a user has sent.
+
+    Parameters
+    ----------
+    site : Site
+        Where.
+    kind : str
+        One of ``KINDS``.
+    user, instrument : str
+        Who, and what is locked.
+    channel : str
+        Where the job is to speak.
+    form : mapping
+        What the user has said.
+
+    Returns
+    -------
+    str
+        Its id.
+
+    Raises
+    ------
+    InputError
+        If the form or the files are not what they should be, or another submission waits.
+    """
+    if waiting := unfinished(site.state, user, instrument):
+        raise InputError(f"submission {waiting} of {instrument} is not over", remedy="confirm or cancel it first")
+    said = forms.checked(site.observatory, kind, form)
+    mode = said.get("pmap_mode", "pmap_edit")
+    named = said.get("pmap_text") or said.get("pmap_name", "")
+    context = site.context({"pmap_latest": "latest", "pmap_text": named}.get(mode, "edit"))
+    if not context.endswith(".pmap"):
+        raise InputError(f"{context} is no context", remedy="derive from a .pmap")
+    files = Uploads(site, user).take()
+    one = f"{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(8)}"
+    request = {
+        "id": one,
+        "kind": kind,
+        "user": user,
+        "instrument": instrument,
+        "context": context,
+        "channel": channel,
+        "form": said,
+        "files": {name: list(upload.parts) for name, upload in files.items()},
+    }
+    site.journal.keep(request_key(site, one), request)
+    description = said.get("description") or f"certify {', '.join(files)}"
+
+    def submitted(state: State) -> dict[str, Any]:
+        if waiting := unfinished(state, user, instrument):
+            raise InputError(f"submission {waiting} of {instrument} is not over", remedy="confirm or cancel it first")
+        data = {"kind": kind, "instrument": instrument, "files": sorted(files), "context": context, "channel": channel}
+        return {"submission": one, **data}
+
+    site.journal.append("submitted", user, description, submitted)
+    return one
+
+
+def load(site: Site, one: str) -> Submission:
+    """Return what a submission asks for; InputError if there is none."""
+    if one not in site.state.submissions:
+        raise InputError(f"there is no submission {one[:60]!r}", remedy="look at the list of submissions")
+    return Submission(**site.journal.read(request_key(site, one)))
+
+
+def unfinished(state: State, user: str, instrument: str) -> str:
+    """Return the submission of a user and an instrument that is neither confirmed nor over; empty if there is none."""
+    for one, known in state.submissions.items():
+        if known["state"] not in OVER and known["instrument"] == instrument and known["by"] == user:
+            return one
+    return ""
+
+
+def result(site: Site, one: str) -> dict[str, Any]:
+    """Return what a job made of a submission; empty before it is done."""
+    known = site.state.submissions.get(one)
+    if known is None:
+        raise InputError(f"there is no submission {one[:60]!r}", remedy="look at the list of submissions")
+    return dict(site.journal.read(known["result"])) if known.get("result") else {}
+
+
+def cancel(site: Site, one: str, who: str, why: str) -> None:
+    """Take a submission back; its names are lost, its files removed."""
+
+    def cancelled(state: State) -> dict[str, Any] | None:
+        known = state.submissions[one]
+        if known["state"] == "confirmed":
+            raise InputError(f"submission {one} was confirmed by {known['by']}", remedy="deliver anew what you want")
+        return None if known["state"] in OVER else {"submission": one}
+
+    if site.journal.append("cancelled", who, why, cancelled):
+        tidy(site, one)
+
+
+def tidy(site: Site, one: str) -> None:
+    """Remove what a submission that came to nothing has left; what it had reserved stays unused."""
+    from caldp.crdserver.mappings import mapping_key, reference_key
+
+    state = site.state
+    names = [name for name, owner in state.reserved.items() if owner == one and name not in state.files]
+    keys = [key(site.observatory, name) for name in names for key in (mapping_key, reference_key)]
+    keys += [part["key"] for parts in load(site, one).files.values() for part in parts]
+    if keys:
+        site.store.delete(*keys)

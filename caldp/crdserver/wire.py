@@ -1,0 +1,87 @@
+"""JSON-RPC as the client of crds speaks it."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from caldp.errors import CaldpError, InputError
+
+#: Bytes of a call; the largest asks for 1,000 headers.
+LARGEST_CALL = 8_000_000
+
+Method = Callable[..., Any]
+
+
+def encoded(value: Any) -> dict[str, str]:  # noqa: ANN401 - whatever fits JSON
+    """Return a value as the client unpacks it by itself: compressed, in base 64."""
+    packed = gzip.compress(json.dumps(value, separators=(",", ":")).encode(), mtime=0)
+    return {"crds_encoded": "1.0", "crds_payload": base64.b64encode(packed).decode("ascii")}
+
+
+def answer(body: bytes, methods: Mapping[str, Method], failed: Callable[[str, Exception], None]) -> bytes:
+    """Answer one call.
+
+    Parameters
+    ----------
+    body : bytes
+        The call.
+    methods : mapping
+        {name: function}.
+    failed : callable
+        Told the method and the exception when one fails that nobody expected.
+
+    Returns
+    -------
+    bytes
+        The reply: it has an ``error`` or a ``result``, and always both keys.
+    """
+    try:
+        call = json.loads(body)
+        called, name, params = call.get("id"), call.get("method"), call.get("params", [])
+    except (ValueError, AttributeError, RecursionError):
+        return _reply(None, None, "this is no call of JSON-RPC")
+    try:
+        if not isinstance(name, str) or name not in methods:
+            raise InputError(f"there is no method {str(name)[:60]!r}")
+        return _reply(called, _call(methods[name], name, params), None)
+    except CaldpError as error:
+        return _reply(called, None, error.message)
+    except Exception as error:  # noqa: BLE001 - the client has no other way to hear of it
+        failed(str(name), error)
+        return _reply(called, None, f"{name} failed: {type(error).__name__}")
+
+
+def _call(method: Method, name: str, params: Any) -> Any:  # noqa: ANN401 - as JSON has it
+    if not isinstance(params, Sequence | Mapping) or isinstance(params, str):
+        raise InputError(f"{name}: parameters are a list or an object")
+    try:
+        bound = (
+            inspect.signature(method).bind(**params)
+            if isinstance(params, Mapping)
+            else inspect.signature(method).bind(*params)
+        )
+    except TypeError as error:
+        raise InputError(f"{name}: {error}") from error
+    return method(*bound.args, **bound.kwargs)
+
+
+def _reply(called: Any, result: Any, error: str | None) -> bytes:  # noqa: ANN401 - as JSON has it
+    # The client undoes the escapes of a message, and looks into nothing but the message.
+    said = (
+        None
+        if error is None
+        else {
+            "name": "OtherError",
+            "message": html.escape(f"OtherError: {error}", quote=False),
+            "code": 500,
+            "data": None,
+        }
+    )
+    reply = {"jsonrpc": "1.0", "id": called, "error": said, "result": result}
+    return json.dumps(reply, separators=(",", ":")).encode()
