@@ -144,14 +144,10 @@ def init_command(
 
 @group.command("serve")
 @_place
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen at; others see it if you say so."
-)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: one that is free.")
 @click.option("--url", default="", help="What clients call it; by default http://localhost:PORT.")
-@click.option(
-    "--archive", type=click.Choice(["none", "manifest"]), default="none", help="Who keeps references for ever."
-)
+@click.option("--archive", type=click.Choice(["none", "manifest"]), default="none", help="Who keeps references.")
 @click.option("--lock-hours", type=float, default=4.0, show_default=True, help="How long an instrument stays locked.")
 @click.option("--largest-upload", type=int, default=20_000_000_000, help="Bytes of one file.")
 @click.option("--mast", default="", metavar="URL", help="Ask there whose a token is that is none of ours.")
@@ -170,7 +166,7 @@ def serve_command(
 ) -> None:
     """Serve a CRDS until Ctrl-C.
 
-    Stock clients use it with CRDS_SERVER_URL=http://localhost:PORT/hst; people open http://localhost:PORT/ in a browser.
+    Stock clients use it with CRDS_SERVER_URL=http://localhost:PORT/hst; people open http://localhost:PORT/.
     """
     with _told("serve", store_uri):
         from caldp.crdserver import serving

@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -23,23 +23,17 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caldp.crdserver import archive, contexts, forms, submissions, web, wire
+from caldp.crdserver.requests import CSRF, SESSION, body_of, form_of, text
 from caldp.crdserver.server import Observatory, Server, log
 from caldp.crdserver.settings import Settings
 from caldp.crdserver.signin import RefusedError, Session, checked_instrument, must_be
-from caldp.crdserver.uploads import LARGEST_PART, Uploads, checked_name
+from caldp.crdserver.uploads import Uploads, checked_name
 from caldp.errors import CaldpError, InputError, ReferencesError, describe
 from caldp.local_store import LocalStore
 from caldp.s3_store import S3Store
 from caldp.store import ConflictError, Create
 
-#: Cookies: of a session, and against requests that a stranger's page makes.
-SESSION = "crds_session"
-CSRF = "csrftoken"
-
 _REPLY = re.compile(r"[0-9a-f]{64}\.json")
-
-#: Bytes of a form without files.
-_LARGEST_FORM = 1_000_000
 
 #: What pages may do: nothing but show themselves.
 _POLICY = (
@@ -132,7 +126,7 @@ class Stock:
 
     async def json_rpc(self, request: Request) -> Response:
         """Answer a call; a large reply is fetched by another request."""
-        body = await _body(request, wire.LARGEST_CALL)
+        body = await body_of(request, wire.LARGEST_CALL)
 
         def failed(method: str, error: Exception) -> None:
             log(logging.ERROR, f"{method}: {describe(error, '')}", observatory=self._one.name)
@@ -193,21 +187,21 @@ class Stock:
         """Sign in, and lock an instrument."""
         if request.method != "POST":
             return await web.page(request, self._one, "login.html.j2", instruments=self._one.instruments)
-        form = await _form(request)
+        form = await form_of(request)
         try:
             session = await run_in_threadpool(
                 self._one.signin.sign_in,
-                _text(form, "username"),
-                _text(form, "password"),
-                _text(form, "instrument"),
+                text(form, "username"),
+                text(form, "password"),
+                text(form, "instrument"),
                 self._one.instruments,
             )
         except CaldpError as error:
-            log(logging.WARNING, "sign-in refused", user=_text(form, "username")[:64], why=error.message)
+            log(logging.WARNING, "sign-in refused", user=text(form, "username")[:64], why=error.message)
             return await web.page(
                 request, self._one, "login.html.j2", error=str(error), instruments=self._one.instruments
             )
-        following = _text(form, "next") or "/"
+        following = text(form, "next") or "/"
         if not re.fullmatch(r"/[A-Za-z0-9_./-]*", following) or following.startswith("//"):
             following = "/"
         response: Response = RedirectResponse(f"{self._one.site.url}{following}", status_code=303)
@@ -242,7 +236,7 @@ class Stock:
     async def upload_list(self, request: Request) -> Response:
         """Return the files that a user has sent."""
         session = await self._must(request)
-        found = await run_in_threadpool(Uploads(self._one.site, session.user.name).list)
+        found = await run_in_threadpool(Uploads(self._one.site, session.user.name).files)
         files = [{"name": f.name, "size": f.size, "deleteUrl": f"/upload/delete/{f.name}"} for f in found]
         return JSONResponse({"files": files})
 
@@ -251,7 +245,7 @@ class Stock:
         session = await self._must(request)
         if request.method != "POST":
             return await web.page(request, self._one, "upload.html.j2")
-        form = await _form(request, files=True)
+        form = await form_of(request, files=True)
         sent = form.getlist("files")
         if not sent or not all(isinstance(one, UploadFile) for one in sent):
             raise InputError("no file came", remedy="send it in the field files")
@@ -292,7 +286,7 @@ class Stock:
             if request.method != "POST":
                 fields = forms.fields(self._one.name) if kind == "batch" else []
                 return await web.page(request, self._one, "submit.html.j2", kind=kind, fields=fields)
-            form = await _form(request)
+            form = await form_of(request)
             said = {key: value for key, value in form.items() if isinstance(value, str)}
             instrument = checked_instrument(session, said.get("instrument", ""))
             one = await run_in_threadpool(self._server.submit, self._one, session, kind, instrument, said)
@@ -315,8 +309,8 @@ class Stock:
     async def confirm(self, request: Request) -> Response:
         """Confirm a submission, or cancel it."""
         session = await self._must(request)
-        form = await _form(request)
-        name, button = _text(form, "results_id"), _text(form, "button")
+        form = await form_of(request)
+        name, button = text(form, "results_id"), text(form, "button")
         site = self._one.site
         known = site.state.submissions.get(name)
         if known is None:
@@ -346,35 +340,6 @@ def _reply_key(one: Observatory, name: str) -> str:
     return f"server/{one.name}/replies/{name}"
 
 
-def _text(form: FormData, name: str) -> str:
-    value = form.get(name, "")
-    return value if isinstance(value, str) else ""
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """Return what was sent, as long as it is not too much."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise HTTPException(413, f"more than {most} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
-async def _form(request: Request, *, files: bool = False) -> FormData:
-    """Return a form, if it comes from a page of this server."""
-    limit = LARGEST_PART + _LARGEST_FORM if files else _LARGEST_FORM
-    length = request.headers.get("content-length", "")
-    if not length.isdigit() or int(length) > limit:
-        raise HTTPException(413, f"a form of more than {limit} bytes, or of none that are told")
-    form = await request.form(max_files=100 if files else 0, max_fields=200, max_part_size=_LARGEST_FORM)
-    expected, given = request.cookies.get(CSRF, ""), _text(form, "csrfmiddlewaretoken")
-    if not expected or not secrets.compare_digest(expected.encode(), given.encode()):
-        raise RefusedError("this form does not come from a page of this server, or is too old", remedy="load it again")
-    return form
-
-
 class _Guard:
     """Sets on every reply what clients and browsers need."""
 
@@ -394,7 +359,7 @@ class _Guard:
             csrf = secrets.token_urlsafe(24)
         scope["csrf"] = csrf
         secure = "; Secure" if self._settings.secure else ""
-        cookie = f"{CSRF}={csrf}; Path=/{observatory}; SameSite=Lax{secure}"
+        cookie = f"{CSRF}={csrf}; Path=/{observatory}; HttpOnly; SameSite=Lax{secure}"
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

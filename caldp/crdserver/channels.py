@@ -113,6 +113,8 @@ class Writer:
 
     def say(self, kind: str, text: str) -> None:
         """Write a line of ``info``, ``warning``, ``error`` or ``verbose``; AbortedError if nobody wants more."""
+        # The client knows no ``info``: it would warn of each.
+        kind = "log_message" if kind == "info" else kind
         with self._lock:
             for start in range(0, max(1, len(text)), _LONGEST):
                 self._waiting.append({"type": kind, "time": time.time(), "data": text[start : start + _LONGEST]})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from caldp import crds_layout, crds_pointer, crds_rules
@@ -48,7 +50,7 @@ def confirm(site: Site, one: str, who: str) -> dict[str, str]:
         If it does not wait, or the rules have changed under it.
     """
     result = submissions.result(site, one)
-    for attempt in range(_CONFIRMS):
+    for _ in range(_CONFIRMS):
         state = site.state
         known = state.submissions[one]
         if known["state"] != "ready":
@@ -63,21 +65,25 @@ def confirm(site: Site, one: str, who: str) -> dict[str, str]:
             renamed = {old: new for old, new in renamed.items() if new != result["context"]} | {state.edit: context}
             key = f"{known['rows'].removesuffix('.json.gz')}-{context}.json.gz"
             _keep_once(site, key, rows)
-        base = state.edit
-
-        def confirmed(state: State, base: str = base, context: str = context, key: str = key) -> dict[str, Any] | None:
-            now_in = state.submissions[one]["state"]
-            if now_in != "ready":
-                raise InputError(f"submission {one} is {now_in}", remedy="submit your files again")
-            if context and known["floats"] and state.edit != base:
-                return None
-            return {"submission": one, "context": context, "rows": key}
-
-        if site.journal.append("confirmed", who, known["why"], confirmed):
+        # A context that was meant for another than the one to derive from now is made anew.
+        base = state.edit if context and known["floats"] else ""
+        if site.journal.append("confirmed", who, known["why"], _confirming(one, context, key, base)):
             if context:
                 publish(site, context)
             return renamed
     raise InputError(f"submission {one}: others confirm all the time", remedy="confirm it again")
+
+
+def _confirming(one: str, context: str, key: str, base: str) -> Callable[[State], dict[str, Any] | None]:
+    def confirmed(state: State) -> dict[str, Any] | None:
+        now_in = state.submissions[one]["state"]
+        if now_in != "ready":
+            raise InputError(f"submission {one} is {now_in}", remedy="submit your files again")
+        if base and state.edit != base:
+            return None
+        return {"submission": one, "context": context, "rows": key}
+
+    return confirmed
 
 
 def _rebased(site: Site, state: State, one: str, old: str, proposed: str, who: str) -> str:
@@ -132,8 +138,6 @@ def _row_of_context(site: Site, name: str, base: str, known: dict[str, Any]) -> 
 
 
 def _sha1(data: bytes) -> str:
-    import hashlib
-
     return hashlib.sha1(data).hexdigest()  # noqa: S324 - what CRDS has chosen
 
 
@@ -171,44 +175,40 @@ def set_context(site: Site, context: str, who: str, why: str, *, edit: bool = Fa
     moved = {"old": "", "new": ""}
 
     def chosen(state: State) -> dict[str, Any] | None:
-        name = state.edit if context in ("edit", f"{site.observatory}-edit") else context
+        name = _named(state, context)
         if name not in state.files or not name.endswith(".pmap"):
             raise InputError(f"there is no context {name[:60]!r}", remedy=f"choose one like {state.edit}")
-        absent = [
-            n for n in _files_of(site, name) if state.files.get(n, {}).get("state", "operational") not in AVAILABLE
-        ]
-        if absent:
-            raise InputError(f"{name}: {absent[0]} is not archived yet", remedy="wait for the archive")
-        if bad := [n for n in site.mappings.closure(name) if state.files.get(n, {}).get("bad")]:
+        below = site.mappings.closure(name)
+        if bad := [n for n in below if state.files.get(n, {}).get("bad")]:
             raise InputError(f"{name}: {bad[0]} is bad ({state.files[bad[0]]['bad']})", remedy="choose another context")
+        delivered = {n for n, row in state.files.items() if row["state"] not in AVAILABLE}
+        if absent := sorted(delivered.intersection([*below, *site.mappings.references(name)])):
+            raise InputError(f"{name}: {absent[0]} is not archived yet", remedy="wait for the archive")
         old = state.edit if edit else state.latest
         moved.update(old=old, new=name)
         if old == name:
             return None
-        said = why.strip() or _reason(state, old, name)
-        if not said:
+        if not (why.strip() or _reason(state, old, name)):
             raise InputError(f"from {old} to {name} is more than one step", remedy="say why")
-        moved["why"] = said
         return {"context": name, "old": old}
 
-    # What was said may come of the delivery itself, which only the state knows.
+    # Of one step the reason is that of its delivery.
     state = site.state
-    name = state.edit if context in ("edit", f"{site.observatory}-edit") else context
-    said = why.strip() or _reason(state, state.edit if edit else state.latest, name)
+    said = why.strip() or _reason(state, state.edit if edit else state.latest, _named(state, context))
     if site.journal.append("edit context" if edit else "set context", who, said, chosen) and not edit:
         publish(site, moved["new"])
         point(site)
     return moved
 
 
+def _named(state: State, context: str) -> str:
+    return state.edit if context in ("edit", f"{state.observatory}-edit") else context
+
+
 def _reason(state: State, old: str, new: str) -> str:
     """Return the reason of a delivery that leads from one context to another in one step; empty if none does."""
     row = state.files.get(new, {})
     return str(row.get("description", "")) if row.get("derived_from") == old else ""
-
-
-def _files_of(site: Site, context: str) -> list[str]:
-    return [*site.mappings.closure(context), *site.mappings.references(context)]
 
 
 def mark(site: Site, names: list[str], who: str, why: str, *, bad: bool) -> None:

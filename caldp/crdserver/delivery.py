@@ -36,6 +36,15 @@ _COMPARED = 500_000_000
 #: Lines of crds that are kept with the result.
 _LINES = 2000
 
+#: What the catalogue takes from the header of a reference.
+_PROVENANCE = {
+    "useafter": "USEAFTER",
+    "pedigree": "PEDIGREE",
+    "comment": "DESCRIP",
+    "aperture": "APERTURE",
+    "history": "HISTORY",
+}
+
 _SERIAL = re.compile(r"(.*?)(?:_(\d+))?(\.\w+)")
 
 
@@ -97,6 +106,7 @@ class Delivery:
         self.site = site
         self.submission = submission
         self.attempt = attempt
+        self._folder = folder
         self.files = folder / "files"
         self.cache = folder / "cache"
         self.rules = self.cache / "mappings" / site.observatory
@@ -400,14 +410,14 @@ class Delivery:
         """Note how two mappings differ."""
         from crds import diff
 
-        texts = [(self.rules / name).read_text(encoding="utf-8").splitlines() for name in (old, new)]
+        before, after = ((self.rules / name).read_text(encoding="utf-8").splitlines() for name in (old, new))
         said = []
         if logical:
             for change in diff.mapping_diffs(
                 str(self.rules / old), str(self.rules / new), observatory=self.site.observatory
             ):
                 said.append(" ".join(str(part) for part in change))
-        text = "\n".join(difflib.unified_diff(*texts, old, new, lineterm=""))
+        text = "\n".join(difflib.unified_diff(before, after, old, new, lineterm=""))
         self.result.differences.append({"old": old, "new": new, "logical": said, "text": text})
 
     # ---- the end
@@ -475,9 +485,10 @@ class Delivery:
     def _heard(self, kind: str, text: str) -> None:
         self.result.errors += kind == "error"
         self.result.warnings += kind == "warning"
-        for line in text.splitlines():
-            self.result.lines.append(f"{kind.upper()} {line}")
-            self._say(kind, line)
+        # Where this process works is nobody's business.
+        for line in text.replace(f"{self._folder}/", "").splitlines():
+            self.result.lines.append(f"{kind.upper()} {line.strip()}")
+            self._say(kind, line.strip())
         del self.result.lines[:-_LINES]
 
     def _must(self, so: bool, otherwise: str) -> None:
@@ -511,14 +522,7 @@ def _provenance(path: Path) -> dict[str, str]:
         header = data_file.get_unconditioned_header(str(path))
     except Exception:  # noqa: BLE001 - certify has said what is to be said of it
         return {}
-    told = {
-        "useafter": "USEAFTER",
-        "pedigree": "PEDIGREE",
-        "comment": "DESCRIP",
-        "aperture": "APERTURE",
-        "history": "HISTORY",
-    }
-    found = {name: str(header.get(keyword, "")) for name, keyword in told.items()}
+    found = {name: str(header.get(keyword, "")) for name, keyword in _PROVENANCE.items()}
     return {name: text[:4000] for name, text in found.items() if text and text != "UNDEFINED"}
 
 

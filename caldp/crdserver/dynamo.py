@@ -78,12 +78,8 @@ class DynamoRecords:
 
     def put(self, space: str, key: str, value: dict[str, Any], expect: int | None = None) -> int:
         values: dict[str, Any] = {":value": {"S": encode(value)}}
-        if expect is None:
-            # An attempt after one that was done would undo what somebody has written in between.
-            condition = " AND ".join(f"(attribute_not_exists(#{word}) OR #{word} <> :word)" for word in _WORDS)
-        elif expect == 0:
-            condition = "attribute_not_exists(#version) OR attribute_exists(#gone)"
-        else:
+        condition = "(attribute_not_exists(#version) OR attribute_exists(#gone))" if expect == 0 else ""
+        if expect:
             condition = "#version = :expect AND attribute_not_exists(#gone)"
             values[":expect"] = {"N": str(expect)}
         done = self._write(_key(space, key), "#value = :value", "#gone", condition, values)
@@ -106,7 +102,7 @@ class DynamoRecords:
             return
         condition, bound = "", ""
         # DynamoDB takes one condition on a key: the end that it does not know is where reading stops.
-        if after > prefix and not (newest and prefix):
+        if after and after >= prefix and not (newest and prefix):
             condition, bound = " AND #key > :bound", after
         elif prefix:
             condition, bound = " AND begins_with(#key, :bound)", prefix
@@ -146,6 +142,8 @@ class DynamoRecords:
         from botocore.exceptions import ClientError
 
         word = secrets.token_urlsafe(9)
+        # Done a second time, it would undo what somebody has written in between.
+        once = [f"(attribute_not_exists(#{name}) OR #{name} <> :word)" for name in _WORDS]
         # Oldest first: also where one assignment sees what the one before it has done, each word moves on by one.
         moved = [f"#{new} = if_not_exists(#{old}, :none)" for old, new in zip(_WORDS, _WORDS[1:], strict=False)]
         assigned = [*reversed(moved), f"#{_WORDS[0]} = :word", change]
@@ -154,7 +152,7 @@ class DynamoRecords:
             "TableName": self.table,
             "Key": key,
             "UpdateExpression": f"SET {', '.join(assigned)} REMOVE {remove}",
-            "ConditionExpression": condition,
+            "ConditionExpression": " AND ".join([*once, *([condition] if condition else [])]),
             "ExpressionAttributeNames": {f"#{name}": name for name in ("value", "version", "gone", *_WORDS)},
             "ExpressionAttributeValues": {
                 **values,

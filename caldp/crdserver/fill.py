@@ -135,9 +135,7 @@ def fill(site: Site, cache: Path, who: str, catalogue: Path | None = None, progr
         edit = latest
     history = [[str(a), str(b), str(c)] for a, b, c in known.get("context_history", ())]
     brought = {"files": rows, "latest": state.latest or latest, "edit": state.edit or edit, "history": history}
-    if any(
-        state.files.get(name) != row for name, row in rows.items() if name not in state.files or not row.get("absent")
-    ):
+    if any(state.files.get(name) != row for name, row in rows.items()):
         key = f"server/{obs}/imported/{now().replace(':', '')}.json.gz"
         site.journal.keep(key, brought)
         why = f"{len(rows)} files from {cache.name}"
@@ -214,18 +212,15 @@ def _compare(site: Site, state: State, rows: Mapping[str, dict[str, Any]]) -> No
     """Raise ReferencesError if the CRDS has another file under a name."""
     for name, row in rows.items():
         old = state.files.get(name)
-        if (
-            old
-            and not old.get("absent")
-            and not row.get("absent")
-            and (old["size"], old["sha1"]) != (row["size"], row["sha1"])
-        ):
+        if old is None or old.get("absent"):
+            continue
+        if not row.get("absent") and (old["size"], old["sha1"]) != (row["size"], row["sha1"]):
             raise ReferencesError(
                 f"{site.store.uri} has another {name}", remedy="files of CRDS never change: find out which one is right"
             )
-        if old and not old.get("absent") and row.get("absent"):
-            # What is there stays there.
-            row.update(old)
+        # What is known of it here counts more than what a cache says.
+        row.pop("absent", None)
+        row.update(old)
 
 
 def _send(site: Site, files: Mapping[str, Path], progress: Progress) -> None:

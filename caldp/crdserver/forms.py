@@ -50,7 +50,7 @@ def text(observatory: str) -> str:
 
 
 def fields(observatory: str) -> list[dict[str, Any]]:
-    """Return the form: ``key``, ``label``, ``type``, ``required``, and perhaps ``help_text``, ``initial``, ``choices``."""
+    """Return the fields, as the client reads them: ``key``, ``label``, ``type``, ``required`` and perhaps more."""
     return list(yaml.safe_load(text(observatory)))
 
 

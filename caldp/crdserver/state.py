@@ -146,7 +146,7 @@ def _imported(state: State, event: Event, read: Callable[[str], Any]) -> State:
         files=files,
         latest=brought["latest"],
         edit=brought["edit"],
-        history=tuple(dict.fromkeys([*state.history, *((a, b, c) for a, b, c in brought["history"])])),
+        history=tuple(sorted({*state.history, *((str(a), str(b), str(c)) for a, b, c in brought["history"])})),
     )
 
 

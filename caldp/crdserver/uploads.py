@@ -71,8 +71,9 @@ class Uploads:
     def __init__(self, site: Site, user: str) -> None:
         self._site = site
         self._space = f"{site.observatory}:uploads:{user}"
+        self._refusals = f"{site.observatory}:refused:{user}"
 
-    def list(self) -> list[Upload]:
+    def files(self) -> list[Upload]:
         """Return all files, by name."""
         return [_upload(record) for record in self._site.records.scan(self._space)]
 
@@ -95,9 +96,18 @@ class Uploads:
         Raises
         ------
         InputError
-            If it cannot be what it says; nothing of it is kept then.
+            If it cannot be what it says; nothing of it is kept then, but that it was refused: the client does not
+            look at answers to what it sends.
         """
-        name = checked_name(name)
+        try:
+            upload = self._receive(checked_name(name), data, content_range)
+        except InputError as error:
+            self._site.records.put(self._refusals, name[:200] or "?", {"why": str(error)})
+            raise
+        self._site.records.delete(self._refusals, name)
+        return upload
+
+    def _receive(self, name: str, data: bytes, content_range: str) -> Upload:
         if len(data) > LARGEST_PART:
             raise InputError(
                 f"{name}: a part of {len(data)} bytes is too large", remedy="send parts of 2,000,000 bytes"
@@ -127,11 +137,12 @@ class Uploads:
             raise InputError(
                 f"{name}: bytes from {first} came, but {here} are here", remedy="send the file again from its beginning"
             )
-        if old is None and len(self.list()) >= _MOST:
+        if old is None and len(self.files()) >= _MOST:
             raise InputError(f"there are {_MOST} files already", remedy="remove some, or submit them")
         key = f"server/{self._site.observatory}/uploads/{secrets.token_hex(16)}"
         self._site.store.put(key, data, Create())
-        value = {"total": total, "parts": [*parts, {"key": key, "size": len(data), "sha256": sha256}]}
+        parts = [*parts, {"key": key, "size": len(data), "sha256": sha256}]
+        value = {"total": total, "parts": parts}
         try:
             self._site.records.put(self._space, name, value, expect=old.version if old else 0)
         except ConflictError:
@@ -139,7 +150,7 @@ class Uploads:
             raise InputError(f"{name} is being sent twice at once", remedy="send it again from its beginning") from None
         if old and not first:
             self._forget(old)
-        return Upload(name, first + len(data), total, tuple(value["parts"]))
+        return Upload(name, first + len(data), total, tuple(parts))
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
@@ -150,7 +161,12 @@ class Uploads:
 
     def take(self) -> dict[str, Upload]:
         """Return all files for a submission, which owns them from now on; InputError if one is not whole."""
-        found = {one.name: one for one in self.list()}
+        found = {one.name: one for one in self.files()}
+        refused = list(self._site.records.scan(self._refusals))
+        for record in refused:
+            self._site.records.delete(self._refusals, record.key)
+        if refused:
+            raise InputError(f"{refused[0].value['why']} ({len(refused)} refused)")
         if not found:
             raise InputError("no files were sent", remedy="send files first")
         if partial := [one for one in found.values() if not one.whole]:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from caldp.crdserver.requests import SESSION
 from caldp.crdserver.server import Observatory, Server, log
 from caldp.crdserver.signin import RefusedError
 from caldp.errors import CaldpError, describe
@@ -58,8 +59,6 @@ async def page(request: Request, one: Observatory, template: str, status: int = 
     -------
     Response
     """
-    from caldp.crdserver.app import SESSION
-
     session = await run_in_threadpool(one.signin.session, request.cookies.get(SESSION, ""))
     given = {"error": "", "site": one.site, "root": f"/{one.name}", "session": session, "csrf": request.scope["csrf"]}
     text = await run_in_threadpool(_templates().get_template(template).render, **{**given, **what})
