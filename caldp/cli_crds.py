@@ -151,6 +151,9 @@ def init_command(
 @click.option("--lock-hours", type=float, default=4.0, show_default=True, help="How long an instrument stays locked.")
 @click.option("--largest-upload", type=int, default=20_000_000_000, help="Bytes of one file.")
 @click.option("--mast", default="", metavar="URL", help="Ask there whose a token is that is none of ours.")
+@click.option("--campaigns", default="", metavar="URI", help="Where campaigns of affected datasets go.")
+@click.option("--campaign-input", default="", metavar="URI", help="Where their raw data are; default: from MAST.")
+@click.option("--campaign-config", default="caldp-config-offsite", show_default=True, help="Their config script.")
 @click.option("--inline", type=int, default=4_000_000, hidden=True)
 def serve_command(
     store_uri: str,
@@ -162,6 +165,9 @@ def serve_command(
     lock_hours: float,
     largest_upload: int,
     mast: str,
+    campaigns: str,
+    campaign_input: str,
+    campaign_config: str,
     inline: int,
 ) -> None:
     """Serve a CRDS until Ctrl-C.
@@ -171,8 +177,18 @@ def serve_command(
     with _told("serve", store_uri):
         from caldp.crdserver import serving
 
-        more = {"archive": archive, "lock_seconds": int(lock_hours * 3600), "mast": mast, "inline": inline}
-        settings = settings_of(store_uri, records, largest_upload=largest_upload, **more)
+        settings = settings_of(
+            store_uri,
+            records,
+            archive=archive,
+            lock_seconds=int(lock_hours * 3600),
+            largest_upload=largest_upload,
+            mast=mast,
+            campaigns=absolute_uri(campaigns) if campaigns else "",
+            campaign_input=absolute_uri(campaign_input) if campaign_input else "astroquery:",
+            campaign_config=campaign_config,
+            inline=inline,
+        )
         serving.serve(settings, host, port, url, sys.stdout)
 
 
@@ -280,3 +296,55 @@ def client_setup_command(url: str) -> None:
         "import os; from crds.submit import rc_submit; "
         f"[hosts.update(dict.fromkeys(hosts, {said})) for hosts in rc_submit.BASE_URLS.values()]"
     )
+
+
+@group.command("check")
+@click.argument("url")
+@_json
+def check_command(url: str, as_json: bool) -> None:
+    """Ask a CRDS at URL (http://localhost:PORT/hst) what clients ask; 1 if an answer is not as it should be."""
+    with _told("check", url):
+        from dataclasses import asdict
+
+        from caldp.crdserver.checking import Checker
+
+        found = Checker(url).run()
+    for one in found if not as_json else ():
+        click.echo(f"{'ok  ' if one.ok else 'WRONG'} {one.seconds:6.2f} s  {one.what}: {one.said}")
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=1))
+    sys.exit(0 if all(one.ok for one in found) else 1)
+
+
+@group.command("tend")
+@_place
+@_observatory
+@click.option("--archive", type=click.Choice(["none", "manifest"]), default="none", help="Who keeps references.")
+def tend_command(store_uri: str, records: str, observatory: str, archive: str) -> None:
+    """Do what is to be done now and then: end locks, repair what jobs read, take note of the archive."""
+    with _told("tend", store_uri):
+        from caldp.crdserver import job
+
+        job.tend(_site(store_uri, records, observatory, archive=archive))
+
+
+@group.command("mirror")
+@click.option("--from", "source", required=True, metavar="STORE", help="The CRDS to copy.")
+@click.option("--from-records", default="", help="Its records; by default a file within the directory.")
+@click.option("--to", "store_uri", required=True, metavar="STORE", help="The CRDS that becomes like it.")
+@click.option("--to-records", "records", default="", help="Its records; by default a file within the directory.")
+@_observatory
+@_json
+def mirror_command(
+    source: str, from_records: str, store_uri: str, records: str, observatory: str, as_json: bool
+) -> None:
+    """Copy rules, references, catalogue and history of one CRDS to another: from operations to test, never back.
+
+    Users, tokens, sessions and submissions are not copied. A CRDS that has confirmed deliveries of its own, which the
+    other does not have, is refused.
+    """
+    with _told("mirror", store_uri):
+        from caldp.crdserver import fill
+
+        filled = fill.mirror(_site(source, from_records, observatory), _site(store_uri, records, observatory), _who())
+    click.echo(json.dumps(filled.to_json(), indent=1) if as_json else str(filled))

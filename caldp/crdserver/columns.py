@@ -7,7 +7,6 @@ from every text there is.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,29 +135,29 @@ class Table:
 
         A product gives its exposures; so does an exposure itself, of whatever product.
         """
-        text = text.upper()
+        try:
+            one = text.upper().encode("ascii")
+        except UnicodeEncodeError:
+            return []
         ids, exposures, rows = self._index
-        product, colon, exposure = text.partition(":")
-        if colon:
-            place = bisect_left(ids, text)
-            return [place] if exposure and place < len(ids) and ids[place] == text else []
-        first, last = bisect_left(ids, f"{product}:"), bisect_left(ids, f"{product};")
-        found = dict.fromkeys(range(first, last))
-        place = bisect_left(exposures, product)
-        while place < len(exposures) and exposures[place] == product:
-            found[int(rows[place])] = None
-            place += 1
-        return list(found)
+        if b":" in one:
+            place = int(np.searchsorted(ids, one))
+            return [place] if place < len(ids) and ids[place] == one else []
+        first, last = np.searchsorted(ids, [one + b":", one + b";"])
+        found = dict.fromkeys(range(int(first), int(last)))
+        first, last = np.searchsorted(exposures, one, "left"), np.searchsorted(exposures, one, "right")
+        return list(found | dict.fromkeys(rows[first:last].tolist()))
 
     @cached_property
     def _ids(self) -> pa.ChunkedArray:
         return self._read([DATASET]).column(0)
 
     @cached_property
-    def _index(self) -> tuple[list[str], list[str], list[int]]:
+    def _index(self) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_], NDArray[np.int64]]:
         ids = self.ids()
-        halves = sorted((one.partition(":")[2], row) for row, one in enumerate(ids))
-        return ids, [half for half, _ in halves], [row for _, row in halves]
+        exposures = np.array([one.partition(":")[2] for one in ids], np.bytes_)
+        order = np.argsort(exposures, kind="stable")
+        return np.array(ids, np.bytes_), exposures[order], order
 
     def _read(self, names: list[str]) -> pa.Table:
         with self._lock:  # one reader of a Parquet file is not for several threads

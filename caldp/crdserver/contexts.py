@@ -70,6 +70,7 @@ def confirm(site: Site, one: str, who: str) -> dict[str, str]:
         if site.journal.append("confirmed", who, known["why"], _confirming(one, context, key, base)):
             if context:
                 publish(site, context)
+            submissions.tidy(site, one)
             return renamed
     raise InputError(f"submission {one}: others confirm all the time", remedy="confirm it again")
 

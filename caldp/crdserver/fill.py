@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,15 +137,68 @@ def fill(site: Site, cache: Path, who: str, catalogue: Path | None = None, progr
     history = [[str(a), str(b), str(c)] for a, b, c in known.get("context_history", ())]
     brought = {"files": rows, "latest": state.latest or latest, "edit": state.edit or edit, "history": history}
     if any(state.files.get(name) != row for name, row in rows.items()):
-        key = f"server/{obs}/imported/{now().replace(':', '')}.json.gz"
-        site.journal.keep(key, brought)
-        why = f"{len(rows)} files from {cache.name}"
-        site.journal.append("imported", who, why, lambda _: {"object": key})
+        _bring(site, brought, who, f"{len(rows)} files from {cache.name}")
     contexts.point(site)
+    return _filled(site, whole)
+
+
+def mirror(source: Site, target: Site, who: str) -> Filled:
+    """Make a CRDS like another: rules, references, catalogue, contexts and history.
+
+    Parameters
+    ----------
+    source, target : Site
+        From where, to where.
+    who : str
+        Recorded with it.
+
+    Returns
+    -------
+    Filled
+
+    Raises
+    ------
+    ReferencesError
+        If the target has what the source does not: then it is not behind it.
+    """
+    obs = source.observatory
+    theirs, ours = source.state, target.state
+    if ahead := sorted(ours.files.keys() - theirs.files.keys()):
+        raise ReferencesError(
+            f"{target.store.uri} has {len(ahead)} files that {source.store.uri} does not have, first {ahead[0]}",
+            remedy="mirror into an empty store, or the other way round",
+        )
+    _compare(target, ours, {name: dict(row) for name, row in theirs.files.items()})
+    here = [(name, row) for name, row in sorted(theirs.files.items()) if not row.get("absent")]
+    target_has = {entry.key for folder in ("mappings", "references") for entry in target.store.walk(f"{folder}/{obs}")}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, row in here:
+            key = (mapping_key if row["type"] == "mapping" else reference_key)(obs, name)
+            if key in target_has:
+                continue
+            path = Path(folder) / name
+            source.store.download([Copy(key, path)])
+            _measured(path, {name: {"size": str(row["size"]), "sha1sum": row["sha1"]}})
+            target.store.upload([Copy(key, path)], create=True)
+            path.unlink()
+    brought = {"files": theirs.files, "latest": theirs.latest, "edit": theirs.edit, "history": theirs.history}
+    if (ours.files, ours.latest, ours.edit) != (theirs.files, theirs.latest, theirs.edit):
+        _bring(target, brought, who, f"{len(theirs.files)} files of {source.store.uri}")
+    contexts.point(target)
+    return _filled(target, theirs.contexts)
+
+
+def _bring(site: Site, brought: dict[str, Any], who: str, why: str) -> None:
+    key = f"server/{site.observatory}/imported/{now().replace(':', '')}.json.gz"
+    site.journal.keep(key, brought)
+    site.journal.append("imported", who, why, lambda _: {"object": key})
+
+
+def _filled(site: Site, whole: list[str]) -> Filled:
     state = site.state
     here = [row for row in state.files.values() if not row.get("absent")]
     return Filled(
-        obs,
+        site.observatory,
         site.store.uri,
         whole,
         sum(row["type"] == "mapping" for row in here),

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from caldp.crdserver import contexts, reprocessing, submissions
+from caldp.crdserver import campaigns, checking, contexts, reprocessing, submissions
 from caldp.crdserver.channels import AbortedError, Channels, Writer
 from caldp.crdserver.delivery import BadFilesError, Delivery
 from caldp.crdserver.jobs import Jobs, Lease, from_json
@@ -49,6 +49,10 @@ def work(settings: Settings, observatory: str, name: str) -> bool:
                 raise ReferencesError(f"job {name} was begun {job.attempt - 1} times and never ended")
             elif job.kind == "affected":
                 reprocessing.compute(site, job.about["old"], job.about["new"])
+            elif job.kind == "campaign":
+                campaigns.local(site, job.about["old"], job.about["new"], os.environ)
+            elif job.kind == "check":
+                checking.check(site)
             else:
                 tend(site)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job says so
@@ -94,6 +98,8 @@ def _submission(site: Site, lease: Lease) -> None:
             if isinstance(error, CaldpError):
                 return
             raise
+    if one.kind == "certify":
+        submissions.tidy(site, one.id)
     _end(channel, "done", {"status": 0, "result": f"{site.url}/display_result/{one.id}"})
 
 

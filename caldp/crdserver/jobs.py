@@ -45,7 +45,7 @@ class Job:
     id : str
         Its name.
     kind : str
-        ``submission``, ``affected`` or ``tend``.
+        ``submission``, ``affected``, ``check`` or ``tend``.
     about : dict
         What it is about.
     attempt : int

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from caldp.crdserver import forms, submissions
+from caldp.crdserver import campaigns, forms, submissions
 from caldp.crdserver.channels import Channels
 from caldp.crdserver.jobs import Jobs, LambdaRunner, LocalRunner, runner
 from caldp.crdserver.methods import Methods
@@ -101,6 +101,15 @@ class Server:
         one.jobs.add(name, "affected", {"old": old, "new": new})
         self._runner.start(one.name, name)
         return name
+
+    def start_campaign(self, one: Observatory, session: Session, old: str, new: str) -> str:
+        """Have the affected datasets of a step calibrated anew; return where that is."""
+        place = campaigns.start(one.site, old, new, session.user.name)
+        if place.startswith("file:"):
+            name, about = campaigns.as_job(old, new)
+            one.jobs.add(name, "campaign", about)
+            self._runner.start(one.name, name)
+        return place
 
     def close(self) -> None:
         """Stop the workers."""

@@ -40,6 +40,12 @@ class Settings:
         Bytes of one file.
     mast : str
         Address that is asked whose a token is that is none of ours; empty for nobody.
+    campaigns : str
+        Where campaigns of affected datasets go: ``file:<directory>``, or the bucket of a deployment; empty for none.
+    campaign_input : str
+        Where their raw data are; by default as the deployment, or the campaign, has it.
+    campaign_config : str
+        Config script of those that run on this machine.
     """
 
     store: str
@@ -52,6 +58,9 @@ class Settings:
     archive: str = "none"
     largest_upload: int = 20_000_000_000
     mast: str = ""
+    campaigns: str = ""
+    campaign_input: str = ""
+    campaign_config: str = "caldp-config-offsite"
 
     def __post_init__(self) -> None:
         if self.archive not in ("none", "manifest"):
@@ -72,7 +81,7 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
     ----------
     environ : mapping
         Its environment: ``CALDP_CRDS_STORE``, ``_RECORDS``, ``_URL``, ``_JOBS``, ``_WORK``, ``_INLINE``,
-        ``_LOCK_SECONDS``, ``_ARCHIVE``, ``_LARGEST_UPLOAD``, ``_MAST``.
+        ``_LOCK_SECONDS``, ``_ARCHIVE``, ``_LARGEST_UPLOAD``, ``_MAST``, ``_CAMPAIGNS``, ``_CAMPAIGN_INPUT``.
 
     Returns
     -------
@@ -96,6 +105,8 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
             archive=given.get("archive", "none"),
             largest_upload=int(given.get("largest_upload", Settings.largest_upload)),
             mast=given.get("mast", ""),
+            campaigns=given.get("campaigns", ""),
+            campaign_input=given.get("campaign_input", ""),
         )
     except KeyError as error:
         name = f"CALDP_CRDS_{str(error.args[0]).upper()}"

@@ -165,12 +165,12 @@ def cancel(site: Site, one: str, who: str, why: str) -> None:
 
 
 def tidy(site: Site, one: str) -> None:
-    """Remove what a submission that came to nothing has left; what it had reserved stays unused."""
+    """Remove what a submission that is over has left: its files as they were sent, and what it made for nothing."""
     from caldp.crdserver.mappings import mapping_key, reference_key
 
     state = site.state
+    keys = [part["key"] for parts in load(site, one).files.values() for part in parts]
+    # What it had reserved stays unused.
     names = [name for name, owner in state.reserved.items() if owner == one and name not in state.files]
-    keys = [key(site.observatory, name) for name in names for key in (mapping_key, reference_key)]
-    keys += [part["key"] for parts in load(site, one).files.values() for part in parts]
-    if keys:
-        site.store.delete(*keys)
+    keys += [key(site.observatory, name) for name in names for key in (mapping_key, reference_key)]
+    site.store.delete(*keys)
