@@ -113,6 +113,11 @@ class Ask:
     config: str = ""
 
 
+#: What a calibration says that a signal has stopped, among so many bytes before its end.
+_STOPPED = b"stopped by SIG"
+_LAST = 4096
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a container ended.
@@ -126,7 +131,7 @@ class Ended:
     signum : int
         Signal that was handed on to it; 0 for none.
     silent : bool
-        It has printed nothing at all.
+        It has not said that a signal stopped it: Python was not yet, or no longer, with CALDP.
     """
 
     exit_code: int
@@ -267,7 +272,7 @@ def _attend(container: Container, ask: Ask, interrupts: Interrupts, out: IO[byte
     code = int(container.wait(timeout=None)["StatusCode"])
     container.reload()
     state = container.attrs["State"]
-    return Ended(_UNREAD if told.unread else code, bool(state.get("OOMKilled")), signum, not told.something)
+    return Ended(_UNREAD if told.unread else code, bool(state.get("OOMKilled")), signum, _STOPPED not in told.last)
 
 
 def _end(container: Container, signum: int, over: threading.Event) -> None:
@@ -478,7 +483,7 @@ class _Told:
     """
 
     def __init__(self, needs_reader: bool) -> None:
-        self.something = self.unread = False
+        self.last, self.unread = b"", False
         self.over, self.enough = threading.Event(), threading.Event()
         self._needs_reader = needs_reader
 
@@ -505,7 +510,7 @@ def _relay(
     broken: set[int] = set()
     try:
         for number, data in _frames(socket, tty):
-            told.something = told.something or bool(data)
+            told.last = (told.last + data)[-_LAST:]
             stream, name = (err, "error") if number == _STDERR else (out, "output")
             if number not in broken:
                 try:

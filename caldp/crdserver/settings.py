@@ -32,7 +32,7 @@ class Settings:
         Who does heavy work: ``local`` (processes of this machine) or ``lambda:<function>``.
     inline : int
         Replies of more bytes than this are fetched by a second request.
-    lock_seconds : int
+    lock_seconds : float
         How long an instrument stays locked after the last thing that its user did.
     archive : str
         ``none``: what is confirmed is archived; ``manifest``: once an archive has taken it (see ``archive``).
@@ -54,7 +54,7 @@ class Settings:
     work: Path
     jobs: str = "local"
     inline: int = 4_000_000
-    lock_seconds: int = 4 * 3600
+    lock_seconds: float = 4 * 3600
     archive: str = "none"
     largest_upload: int = 20_000_000_000
     mast: str = ""

@@ -64,6 +64,7 @@ class SignIn:
         self._sessions = f"{site.observatory}:sessions"
         self._locks = f"{site.observatory}:locks"
         self.users = Users(site.records, site.settings.mast)
+        self._noted = min(_NOTED, site.settings.lock_seconds / 10)
 
     # ---- sessions
 
@@ -121,7 +122,7 @@ class SignIn:
             # Somebody else has locked it after the time was over: who is told so signs in again.
             self._records.delete(self._sessions, record.key)
             return None
-        if time.time() - value["seen"] > _NOTED:
+        if time.time() - value["seen"] > self._noted:
             self._change(record, seen=time.time())
         return Session(record.key, user, instrument, value["channel"])
 
@@ -241,7 +242,7 @@ class SignIn:
         if record is None or record.value["user"] != user.name or not self._live(record):
             return False
         until = time.time() + self._site.settings.lock_seconds
-        if until - record.value["until"] > min(_NOTED, self._site.settings.lock_seconds / 10):
+        if until - record.value["until"] > self._noted:
             try:
                 self._records.put(self._locks, instrument, {**record.value, "until": until}, expect=record.version)
             except ConflictError:  # another request of the same user, or of the one who has it now

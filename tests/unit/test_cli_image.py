@@ -672,7 +672,11 @@ def test_a_calibration_that_is_killed(tmp_path: Path, out_of_memory: bool, code:
     ("err", "said"),
     [
         (b"", f"caldp-docker-run-pipeline: {DATASET}: stopped by SIGTERM; run the same command again"),
-        (b"caldp-process: stopped\n", "caldp-process: stopped"),
+        (b"caldp-process: x: stopped by SIGTERM\n", "caldp-process: x: stopped by SIGTERM"),
+        (
+            b"KeyboardInterrupt\n",  # Python had not come to CALDP yet
+            f"KeyboardInterrupt\ncaldp-docker-run-pipeline: {DATASET}: stopped by SIGTERM; run the same command again",
+        ),
     ],
 )
 def test_a_calibration_that_is_stopped_is_named_once(tmp_path: Path, err: bytes, said: str) -> None:
@@ -683,7 +687,7 @@ def test_a_calibration_that_is_stopped_is_named_once(tmp_path: Path, err: bytes,
 
     with serving(images={"caldp:latest": {}}, play=Play(err=err, waits=True, at_start=stop)) as fake:
         done = typed("caldp-docker-run-pipeline", DATASET, cwd=tmp_path, env=user(tmp_path, fake.host))
-    assert one_line(done, 143) == said
+    assert (done.returncode, done.stderr) == (143, f"{said}\n")
 
 
 def test_a_calibration_that_is_stopped_before_there_is_a_container(asked: Asked) -> None:
