@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from astropy.io import fits
 
 from caldp.crdserver import submissions
-from caldp.crdserver.delivery import Delivery
 from caldp.crdserver.fill import fill
+from caldp.crdserver.jobs import Jobs, as_json
 from caldp.crdserver.settings import Settings
 from caldp.crdserver.site import Site
 from caldp.crdserver.uploads import Uploads
@@ -62,8 +68,20 @@ def submitted(site: Site, name: str, data: bytes, user: str = "ann", instrument:
     return submissions.start(site, more.pop("kind", "batch"), user, instrument, "", FORM | more)
 
 
-def worked_on(site: Site, one: str, folder: Path, attempt: int = 1) -> Delivery:
-    """Do the work on a submission here."""
-    delivery = Delivery(site, submissions.load(site, one), attempt, folder, lambda kind, line: None)
-    delivery.run()
-    return delivery
+def work(site: Site, one: str) -> str:
+    """Have the work on a submission done, by the process that does it; return what that prints."""
+    Jobs(site).add(f"submission-{one}", "submission", {"submission": one})
+    env = {**os.environ, "CALDP_CRDS_JOB": json.dumps(as_json(site.settings))}
+    argv = [sys.executable, "-m", "caldp.crdserver.job", site.observatory, f"submission-{one}"]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def altered(reference: Path, **keywords: str) -> bytes:
+    """Return a reference with other keywords."""
+    with fits.open(reference) as hdus:
+        hdus[0].header.update(keywords)
+        stream = io.BytesIO()
+        hdus.writeto(stream)
+    return stream.getvalue()

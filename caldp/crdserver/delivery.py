@@ -169,15 +169,19 @@ class Delivery:
 
     def _certify(self) -> None:
         from crds.certify import certify
-        from crds.core import log
+        from crds.refactoring import checksum
 
         paths = [str(self.files / name) for name in self.submission.files]
         if any(name.endswith((".imap", ".pmap", ".rmap")) for name in self.submission.files):
             self._must(self.submission.kind in ("mappings", "certify"), "mappings are submitted by themselves")
+            for path in paths:
+                # Whoever has written it by hand need not have counted.
+                self._try("not a mapping", path, lambda path=path: checksum.update_checksum(path))
         else:
             self._must(self.submission.kind != "mappings", "only mappings are submitted so")
-            with log.error_on_exception("cannot tell what the files are"):
-                self._check_instrument(paths)
+            for path in paths:
+                self._try("what it is cannot be told", path, lambda path=path: self._check_instrument(path))
+            if not self.result.errors:
                 self._fetch_replaced(paths)
         certify.certify_files(
             paths,
@@ -190,16 +194,24 @@ class Delivery:
             check_rmap=False,
         )
 
-    def _check_instrument(self, paths: Sequence[str]) -> None:
+    def _check_instrument(self, path: str) -> None:
         from crds.core import utils
 
-        for path in paths:
-            instrument, _ = utils.get_file_properties(self.site.observatory, path)
-            if self.submission.instrument and instrument.lower() != self.submission.instrument:
-                raise BadFilesError(
-                    f"{Path(path).name} is of {instrument}, but {self.submission.instrument} is locked",
-                    remedy="submit one instrument at a time",
-                )
+        instrument, _ = utils.get_file_properties(self.site.observatory, path)
+        if self.submission.instrument and instrument.lower() != self.submission.instrument:
+            raise BadFilesError(
+                f"{Path(path).name} is of {instrument}, but {self.submission.instrument} is locked",
+                remedy="submit one instrument at a time",
+            )
+
+    def _try(self, otherwise: str, path: str, act: Callable[[], object]) -> None:
+        """Do something with a file; whatever crds then says becomes an error of that file."""
+        try:
+            act()
+        except CaldpError:
+            raise
+        except Exception as error:  # noqa: BLE001 - crds may stumble over anything that is in a file
+            self._heard("error", f"{Path(path).name}: {otherwise} ({' '.join(str(error).split())[:300]})")
 
     def _fetch_replaced(self, paths: Sequence[str]) -> None:
         """Fetch what the files will replace, so that crds can compare them."""
@@ -291,29 +303,32 @@ class Delivery:
 
     def _rename_mappings(self) -> dict[str, str]:
         """Give mappings that somebody has written their names, and return {old mapping: new name}."""
+        from crds.core import utils
         from crds.refactoring import checksum, refactor
 
+        if other := [name for name in self.submission.files if not name.endswith(".rmap")]:
+            raise BadFilesError(f"{other[0]} is no rmap", remedy="submit rmaps: contexts are made of them")
+        observatory = self.site.observatory
+        kinds = {n: utils.get_file_properties(observatory, str(self.files / n)) for n in sorted(self.submission.files)}
+        for name, (instrument, _) in kinds.items():
+            if self.submission.instrument and instrument.lower() != self.submission.instrument:
+                raise BadFilesError(f"{name} is of {instrument}", remedy=f"{self.submission.instrument} is locked")
         renamed: dict[str, str] = {}
 
         def reserved(state: State) -> dict[str, Any]:
             renamed.clear()
-            for name in sorted(self.submission.files):
-                if not name.endswith(".rmap"):
-                    raise BadFilesError(f"{name} is no rmap", remedy="submit rmaps: contexts are made of them")
-                renamed[name] = _next_mapping(state, name, renamed.values())
+            for name, (instrument, filekind) in kinds.items():
+                series = f"{observatory}_{instrument}_{filekind}.rmap".lower()
+                renamed[name] = _next_mapping(state, series, renamed.values())
             return {"names": sorted(renamed.values()), "submission": self.submission.id}
 
         self._reserve(reserved)
         replaced: dict[str, str] = {}
         pmap = self._loaded(self.submission.context)
         for name, new in renamed.items():
+            instrument, filekind = kinds[name]
             target = self.rules / new
             shutil.copyfile(self.files / name, target)
-            from crds.core import utils
-
-            instrument, filekind = utils.get_file_properties(self.site.observatory, str(target))
-            if self.submission.instrument and instrument.lower() != self.submission.instrument:
-                raise BadFilesError(f"{name} is of {instrument}", remedy=f"{self.submission.instrument} is locked")
             with contextlib.suppress(Exception):  # a type that is new has none
                 replaced[str(pmap.get_imap(instrument).get_rmap(filekind).name)] = new
             refactor.update_derivation(str(target))
