@@ -92,6 +92,10 @@ perf: $(VENV)/.installed-test $(MINISTACK)
 	$(BIN)/python tests/perf/imports.py
 	$(BIN)/python tests/perf/plan.py
 	$(BIN)/python tests/perf/campaign_status.py
+	$(BIN)/python tests/perf/affected.py
+	$(BIN)/python tests/perf/crds_http.py
+	$(BIN)/python tests/perf/crds_client.py
+	$(BIN)/python tests/perf/crds_cold.py
 
 # Of the oldest Python that the image may be built on.
 constraints: $(VENV)/.installed-test

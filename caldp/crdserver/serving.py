@@ -38,6 +38,7 @@ def serve(settings: Settings, host: str, port: int, url: str, out: TextIO) -> No
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(2048)  # whoever comes before the application is up waits
     except OSError as error:
         raise UsageError(
             f"{host}:{port} cannot be listened at ({error.strerror})", remedy="choose another --port"
