@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,11 @@ class Delivery:
             self._must(self.submission.kind in ("mappings", "certify"), "mappings are submitted by themselves")
             for path in paths:
                 # Whoever has written it by hand need not have counted.
-                self._try("not a mapping", path, lambda path=path: checksum.update_checksum(path))
+                self._try("not a mapping", path, partial(checksum.update_checksum, path))
         else:
             self._must(self.submission.kind != "mappings", "only mappings are submitted so")
             for path in paths:
-                self._try("what it is cannot be told", path, lambda path=path: self._check_instrument(path))
+                self._try("what it is cannot be told", path, partial(self._check_instrument, path))
             if not self.result.errors:
                 self._fetch_replaced(paths)
         certify.certify_files(

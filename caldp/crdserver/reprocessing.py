@@ -30,9 +30,9 @@ def compute(site: Site, old: str, new: str) -> dict[str, Any]:
     dict
         The JSON form of ``affected.Affected``.
     """
-    from caldp.crdserver import affected
+    from caldp.crdserver.affected import find
 
-    found = affected.find(site.stock, old, new, site.datasets).to_json()
+    found = find(site.stock, old, new, site.datasets).to_json()
     site.store.put(key(site, old, new), gzip.compress(json.dumps(found).encode(), mtime=0), Overwrite())
     return found
 
