@@ -323,9 +323,9 @@ def check_command(url: str, as_json: bool) -> None:
 def tend_command(store_uri: str, records: str, observatory: str, archive: str) -> None:
     """Do what is to be done now and then: end locks, repair what jobs read, take note of the archive."""
     with _told("tend", store_uri):
-        from caldp.crdserver import job
+        from caldp.crdserver import tending
 
-        job.tend(_site(store_uri, records, observatory, archive=archive))
+        tending.tend(_site(store_uri, records, observatory, archive=archive))
 
 
 @group.command("mirror")

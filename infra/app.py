@@ -19,7 +19,8 @@ def main() -> None:
     try:
         environment = settings.load(str(name))
         out = packaging.REPOSITORY / "build" / "functions" / environment.infra.name
-        packages = packaging.build(out, environment.campaign_json, environment.infra.architecture)
+        infra = environment.infra
+        packages = packaging.build(out, environment.campaign_json, infra.architecture, crds=infra.crds_server)
     except CaldpError as error:
         sys.exit(str(error))
     CaldpStack(app, environment, packages)

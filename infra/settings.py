@@ -88,8 +88,15 @@ class Infra:
         Part of the bucket where batches are, without slashes at its ends; lists are dropped below it too.
     inputs : tuple of str
         ``s3://bucket[/prefix]`` where jobs may read inputs.
+    crds_server, crds_public : bool
+        Whether there is a CRDS (``crds.py``), whose files are in that cache; and whether anybody may reach it, as stock
+        clients must, or only who signs requests, which something before it may do.
+    crds_url : str
+        What clients call it, if not the address that AWS gives: ``https://host``, without an observatory.
+    crds_tend_minutes : int
+        Between two looks after its locks and jobs.
     retain : bool
-        Whether buckets, repository and logs outlive the stack.
+        Whether buckets, repository, table and logs outlive the stack.
     vpc : Network
     rungs : mapping
         Capacity, by step of the memory ladder.
@@ -125,6 +132,10 @@ class Infra:
     image: str
     bucket: str = ""
     crds: str = ""
+    crds_server: bool = False
+    crds_public: bool = False
+    crds_url: str = ""
+    crds_tend_minutes: int = 10
     prefix: str = ""
     inputs: tuple[str, ...] = ()
     retain: bool = True
@@ -252,7 +263,7 @@ def _check(found: Environment) -> None:
     ladder, size = {rung.name for rung in found.campaign.rungs}, found.campaign.shard_size
     numbers = (
         *(f"infra.{n}" for n in ("volume_gb", "crds_cache_gb", "versions_days", "images", "runnable_minutes")),
-        *(f"infra.{n}" for n in ("drain_minutes", "reconcile_minutes")),
+        *(f"infra.{n}" for n in ("drain_minutes", "reconcile_minutes", "crds_tend_minutes")),
         *(f"infra.{n}" for n in ("job_timeout_hours", "blocked_hours", "capacity_hours")),
     )
     for name in numbers:
@@ -269,6 +280,10 @@ def _check(found: Environment) -> None:
             parse_uri(uri)[0] == "s3" for uri in (*infra.inputs, *([infra.crds] if infra.crds else []))
         ),
         "infra.crds: crds wants bucket and prefix in lower case": infra.crds != infra.crds.lower(),
+        "infra.crds_url: https://host, without a path": bool(infra.crds_url)
+        and not re.fullmatch(r"https://[a-z0-9][a-z0-9.-]*", infra.crds_url),
+        "infra.crds_public and infra.crds_url are for a CRDS: set infra.crds_server": not infra.crds_server
+        and (infra.crds_public or bool(infra.crds_url)),
         "infra.prefix: letters, digits, . _ - and slashes, none at its ends": not re.fullmatch(
             r"([A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*)?", infra.prefix
         ),

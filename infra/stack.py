@@ -10,6 +10,7 @@ from constructs import Construct
 
 from caldp.campaign.deployment import parameter
 from infra.compute import Compute
+from infra.crds import Crds
 from infra.observe import Observe
 from infra.settings import Environment
 from infra.storage import Storage
@@ -45,6 +46,10 @@ class CaldpStack(cdk.Stack):
         self.compute = Compute(self, "Compute", environment, self.storage)
         self.triggers = Triggers(self, "Triggers", environment, self.storage, self.compute, packages)
         self.observe = Observe(self, "Observe", infra, self.compute, self.triggers)
+        self.crds = None
+        if infra.crds_server:
+            self.crds = Crds(self, "Crds", infra, self.storage, packages, self.observe.topic)
+            cdk.CfnOutput(self, "CrdsUrl", value=self.crds.url, description="CRDS_SERVER_URL of clients, before /hst")
         cdk.Tags.of(self).add("project", "caldp")
         cdk.Tags.of(self).add("environment", infra.name)
         for name, value, what in (

@@ -244,18 +244,20 @@ class Stock:
         """Take a file, or a part of one."""
         session = await self._must(request)
         if request.method != "POST":
-            return await web.page(request, self._one, "upload.html.j2")
+            return await web.upload_page(request, self._one)
         form = await form_of(request, files=True)
-        sent = form.getlist("files")
-        if not sent or not all(isinstance(one, UploadFile) for one in sent):
-            raise InputError("no file came", remedy="send it in the field files")
-        content_range = request.headers.get("content-range", "")
-        received = []
-        for one in sent:
-            assert isinstance(one, UploadFile)  # noqa: S101 - for the type checker
-            data = await one.read()
-            uploads = Uploads(self._one.site, session.user.name)
-            received.append(await run_in_threadpool(uploads.receive, one.filename or "", data, content_range))
+        try:
+            sent = form.getlist("files")
+            if not sent or not all(isinstance(one, UploadFile) for one in sent):
+                raise InputError("no file came", remedy="send it in the field files")
+            content_range = request.headers.get("content-range", "")
+            uploads, received = Uploads(self._one.site, session.user.name), []
+            for one in sent:
+                assert isinstance(one, UploadFile)  # noqa: S101 - for the type checker
+                data = await one.read()
+                received.append(await run_in_threadpool(uploads.receive, one.filename or "", data, content_range))
+        finally:
+            await form.close()
         if web.wants_page(request):
             return RedirectResponse(f"{self._one.site.url}/upload/chunked/", status_code=303)
         return JSONResponse({"files": [{"name": one.name, "size": one.size} for one in received]})
@@ -284,8 +286,7 @@ class Stock:
         async def submit(request: Request) -> Response:
             session = await self._must(request)
             if request.method != "POST":
-                fields = forms.fields(self._one.name) if kind == "batch" else []
-                return await web.page(request, self._one, "submit.html.j2", kind=kind, fields=fields)
+                return await web.submit_page(request, self._one, kind)
             form = await form_of(request)
             said = {key: value for key, value in form.items() if isinstance(value, str)}
             instrument = checked_instrument(session, said.get("instrument", ""))
@@ -304,7 +305,7 @@ class Stock:
         if known is None:
             raise HTTPException(404, "there is no such submission")
         result = await run_in_threadpool(submissions.result, self._one.site, name)
-        return await web.page(request, self._one, "submission.html.j2", id=name, known=known, result=result)
+        return await web.submission_page(request, self._one, name, known, result)
 
     async def confirm(self, request: Request) -> Response:
         """Confirm a submission, or cancel it."""
@@ -329,11 +330,8 @@ class Stock:
             raise InputError(f"{button[:20]!r} is no button", remedy="confirm or cancel")
         if known["by"] == session.user.name:
             await run_in_threadpool(self._one.signin.unlock, session.user, known["instrument"])
-        result = await run_in_threadpool(submissions.result, site, name)
         known = site.state.submissions[name]
-        return await web.page(
-            request, self._one, "confirmed.html.j2", id=name, known=known, renamed=renamed, result=result
-        )
+        return await web.confirmed_page(request, self._one, name, known, renamed)
 
 
 def _reply_key(one: Observatory, name: str) -> str:

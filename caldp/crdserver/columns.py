@@ -28,7 +28,7 @@ DATASET, WRITTEN = "dataset", "written"
 ABSENT = -1
 
 #: Rows that are read together when only a few are wanted, and how many such groups are kept.
-_ROW_GROUP, _KEPT = 32768, 4
+_ROW_GROUP, _KEPT = 131072, 2
 
 #: Labels are made dense again before they could overflow.
 _LARGEST = 1 << 62
@@ -36,7 +36,11 @@ _LARGEST = 1 << 62
 #: Where a code space is at most so many times the rows, or so large, distinct codes are counted rather than sorted.
 _SPARSE, _SMALL = 4, 1 << 20
 
-_STAMP = pa.timestamp("s", tz="UTC")
+#: A keyword is kept as codes if its values have so many rows each, on the average, or if there are only so many rows.
+_FEW, _SMALL_TABLE = 8, 10_000
+
+#: Parquet knows no whole seconds.
+_STAMP = pa.timestamp("ms", tz="UTC")
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -48,12 +52,22 @@ class Column:
     ----------
     codes : ndarray of int32, shape (rows,)
         Index into ``values``, or ``ABSENT``.
-    values : list of str
-        The distinct texts.
+    values : pyarrow.StringArray
+        Texts; distinct ones, where there are many rows of each.
     """
 
     codes: NDArray[np.int32]
-    values: list[str]
+    values: pa.StringArray
+
+    @property
+    def texts(self) -> list[str]:
+        """The values, as texts of Python."""
+        return list(self.values.to_pylist())
+
+    def text(self, row: int) -> str | None:
+        """Return the text of a row, or None if it has none."""
+        code = int(self.codes[row])
+        return None if code < 0 else str(self.values[code].as_py())
 
     @property
     def complete(self) -> NDArray[np.int32]:
@@ -86,14 +100,16 @@ class Table:
     def column(self, keyword: str) -> Column:
         """Read one keyword of all rows; one that no header has is absent everywhere."""
         if keyword not in self._known:
-            return Column(np.full(self.rows, ABSENT, np.int32), [])
+            return Column(np.full(self.rows, ABSENT, np.int32), pa.array([], pa.string()))
         read = self._read([keyword]).column(0)
-        if not read.num_chunks:
-            return Column(np.empty(0, np.int32), [])
-        one = read.unify_dictionaries().combine_chunks()
-        one = one.chunk(0) if isinstance(one, pa.ChunkedArray) else one
-        codes = one.indices.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-        return Column(codes, one.dictionary.to_pylist())
+        if read.type == _TEXT:
+            read = read.unify_dictionaries()
+        one = pa.concat_arrays(read.chunks) if read.num_chunks else pa.array([], pa.string())
+        if one.type == _TEXT:
+            codes, values = one.indices, one.dictionary
+        else:
+            codes, values = pa.array(np.arange(len(one), dtype=np.int32), mask=one.is_null().to_numpy(False)), one
+        return Column(codes.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int32, copy=False), values)
 
     def ids(self, rows: NDArray[Any] | None = None) -> list[str]:
         """Return the ids of all rows, sorted, or of some."""
@@ -193,7 +209,7 @@ def encode(rows: Sequence[tuple[str, Mapping[str, str]]], written: int) -> pa.Ta
     keywords = sorted({keyword for _, header in rows for keyword in header})
     columns: dict[str, Any] = {
         DATASET: pa.array([one for one, _ in rows], pa.string()),
-        WRITTEN: pa.array([written] * len(rows), _STAMP),
+        WRITTEN: pa.array([1000 * written] * len(rows), _STAMP),
     }
     for keyword in keywords:
         columns[keyword] = pa.array([header.get(keyword) for _, header in rows], pa.string()).dictionary_encode()
@@ -229,7 +245,7 @@ def texts(table: pa.Table, written: int) -> pa.Table:
             columns[DATASET] = column.cast(pa.string())
         elif name.lower() != WRITTEN and column.null_count < len(column):
             columns[name.upper()] = column if column.type == _TEXT else column.dictionary_encode()
-    columns[WRITTEN] = pa.array([written] * table.num_rows, _STAMP)
+    columns[WRITTEN] = pa.array([1000 * written] * table.num_rows, _STAMP)
     return pa.table(columns)
 
 
@@ -250,6 +266,8 @@ def merge(old: pa.Table | None, new: pa.Table) -> tuple[pa.Table, int]:
     replaced : int
         Rows of the old one that are gone.
     """
+    new = _encoded(new)
+    old = None if old is None else _encoded(old)
     last = {one: row for row, one in enumerate(new.column(DATASET).to_pylist())}
     if len(last) < new.num_rows:
         new = new.take(pa.array(sorted(last.values())))
@@ -265,8 +283,22 @@ def merge(old: pa.Table | None, new: pa.Table) -> tuple[pa.Table, int]:
     return new.select([DATASET, WRITTEN, *keywords]), replaced
 
 
+def _encoded(table: pa.Table) -> pa.Table:
+    for place, name in enumerate(table.column_names):
+        column = table.column(name)
+        if name not in (DATASET, WRITTEN) and column.type != _TEXT:
+            table = table.set_column(place, name, column.dictionary_encode())
+    return table
+
+
 def pack(table: pa.Table) -> bytes:
-    """Return a table as a Parquet file."""
+    """Return a table as a Parquet file: dictionaries for keywords of few values, plain texts for the others."""
+    for place, name in enumerate(table.column_names):
+        column = table.column(name)
+        if column.type == _TEXT and column.num_chunks:
+            column = column.unify_dictionaries()
+            if len(column.chunk(0).dictionary) * _FEW > table.num_rows + _SMALL_TABLE:
+                table = table.set_column(place, name, column.cast(pa.string()))
     sink = pa.BufferOutputStream()
     pq.write_table(
         table, sink, row_group_size=_ROW_GROUP, compression="zstd", write_statistics=False, use_dictionary=True

@@ -12,20 +12,20 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from caldp.crdserver import columns, exposed
 from caldp.crdserver.columns import Table
 from caldp.dataset import INSTRUMENT_LETTERS
 from caldp.errors import BusyError, InputError, UsageError
 from caldp.store import ConflictError, Create, PutMode, Store, Update
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: First letters of HST datasets whose instruments crds has rules for.
 _LETTERS = {**INSTRUMENT_LETTERS, "n": "nicmos", "u": "wfpc2"}
@@ -206,8 +206,6 @@ class Intake:
 
     def add_table(self, table: pa.Table) -> None:
         """Take a table of headers."""
-        import pyarrow as pa
-
         lower = {name.lower(): name for name in table.column_names}
         if columns.DATASET not in lower:
             raise InputError("the table has no column dataset", remedy="give the ids PRODUCT:EXPOSURE such a column")
@@ -219,7 +217,6 @@ class Intake:
             raise InputError("the table has no column INSTRUME", remedy="say of each dataset which instrument it is of")
         ids = table.column(lower[columns.DATASET]).to_pylist()
         names = [table.column(name).to_pylist() for name in known]
-        says = dict(zip([name.upper() for name in known], zip(*names, strict=True), strict=False)) if not ids else {}
         wanted: dict[str, list[int]] = {}
         good: list[str] = []
         memory: dict[tuple[Any, ...], str] = {}
@@ -246,8 +243,6 @@ class Intake:
 
     def finish(self) -> Imported:
         """Bring everything in, one instrument after the other."""
-        import pyarrow as pa
-
         for instrument in list(self._waiting):
             self._encode(instrument)
         counts = {}
@@ -280,7 +275,8 @@ def _bring(store: Store, observatory: str, instrument: str, table: pa.Table) -> 
         old = store.get(record["table"]) if blob else None
         if blob and old is None:
             continue  # it was moved on twice since
-        merged, replaced = columns.merge(Table(old.data, record["table"]).arrow() if old else None, table)
+        there = Table(old.data, record["table"]).arrow() if old else None
+        merged, replaced = columns.merge(there, table)
         data = columns.pack(merged)
         # No two imports share a table, though they bring the same: whoever comes too late removes its own.
         name = f"{hashlib.sha256(data).hexdigest()[:16]}-{os.urandom(4).hex()}.parquet"
@@ -296,7 +292,7 @@ def _bring(store: Store, observatory: str, instrument: str, table: pa.Table) -> 
             continue
         if record.get("before"):  # the table before the last one: some may still read the last
             store.delete(record["before"])
-        return Counts(merged.num_rows - (record.get("rows", 0) if old else 0), replaced, merged.num_rows)
+        return Counts(merged.num_rows - (there.num_rows if there else 0), replaced, merged.num_rows)
     raise BusyError(f"others change the datasets of {instrument} all the time", remedy="import them again later")
 
 
@@ -359,7 +355,7 @@ class Datasets:
         for _ in range(_TRIES):
             record = self._record(instrument)
             if not record:
-                return Table(_EMPTY())
+                return _empty()
             with self._lock:
                 key, table = self._read.get(instrument, ("", None))
             if table is not None and key == record["table"]:
@@ -435,7 +431,7 @@ class Datasets:
                 found[text] = f"NOT FOUND there is no dataset {one[:100]!r} in the catalogue"
         for instrument, some in wanted.items():
             table, rows = tables[instrument], sorted(some)
-            for name, header in zip(table.ids(_array(rows)), table.headers(rows), strict=True):
+            for name, header in zip(table.ids(np.array(rows, np.int64)), table.headers(rows), strict=True):
                 if since is None or exposed.exposed(header) >= since:
                     found[name] = header
         return found
@@ -456,16 +452,8 @@ class Datasets:
         raise InputError(f"Can't determine instrument for dataset {text!r}")
 
 
-def _array(rows: list[int]) -> Any:  # noqa: ANN401 - an array of numpy
-    import numpy as np
-
-    return np.array(rows, np.int64)
-
-
-def _EMPTY() -> bytes:
-    import pyarrow as pa
-
-    return columns.pack(pa.table({columns.DATASET: pa.array([], pa.string())}))
+def _empty() -> Table:
+    return Table(columns.pack(pa.table({columns.DATASET: pa.array([], pa.string())})))
 
 
 def checked_observatory(name: str) -> str:
@@ -475,9 +463,3 @@ def checked_observatory(name: str) -> str:
     if name.lower() not in OBSERVATORIES:
         raise UsageError(f"{name!r} is no observatory here", remedy=f"write {' or '.join(OBSERVATORIES)}")
     return name.lower()
-
-
-def batches(table: pa.Table) -> Iterator[pa.Table]:
-    """Cut a large table into parts of which ids and names fit into memory beside it."""
-    for start in range(0, table.num_rows, 500_000):
-        yield table.slice(start, 500_000)

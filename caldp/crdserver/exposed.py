@@ -6,15 +6,16 @@ are microseconds since the year 1, which are in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from caldp.crdserver.columns import ABSENT, Column
+from caldp.crdserver.columns import Column
 
 #: Of a row whose date crds cannot read.
 MALFORMED = np.iinfo(np.int64).min
@@ -32,9 +33,6 @@ EARLIEST = "1900-01-01 00:00:00"
 _FIRST = datetime.min
 _LAST = (datetime.max - _FIRST) // timedelta(microseconds=1)
 _SECOND, _DAY = 1_000_000, 86_400_000_000
-
-#: ``YYYY-MM-DD`` and ``HH:MM:SS.ffffff``.
-_DATE, _TIME = 10, 15
 
 
 def parse(text: str) -> int:
@@ -55,7 +53,7 @@ def parse(text: str) -> int:
         found = timestamp.parse_date(text)
     except Exception:  # noqa: BLE001 - crds takes whatever is raised for a malformed date
         return int(MALFORMED)
-    return (found - _FIRST) // timedelta(microseconds=1)
+    return int((found - _FIRST) // timedelta(microseconds=1))
 
 
 def text(instant: int) -> str:
@@ -123,18 +121,14 @@ def _patiently(found: NDArray[np.int64], rows: NDArray[Any], dates: Column, time
     """Fill in what is written in another way, and is perhaps a date."""
     from crds.core import utils
 
-    known: dict[tuple[int, int], int] = {}
-    ticks = np.full(len(rows), 0) if times is None else times.codes[rows]
-    for row, date, tick in zip(rows.tolist(), dates.codes[rows].tolist(), ticks.tolist(), strict=True):
-        instant = known.get((date, tick))
+    known: dict[tuple[str | None, ...], int] = {}
+    for row in rows.tolist():
+        parts = (dates.text(row),) if times is None else (dates.text(row), times.text(row))
+        instant = known.get(parts)
         if instant is None:
-            instant = int(MALFORMED)
-            if ABSENT not in (date, tick):
-                parts = [dates.values[date]] + ([] if times is None else [times.values[tick]])
-                conditioned = [utils.condition_value(part) for part in parts]
-                if "UNDEFINED" not in conditioned:
-                    instant = parse(" ".join(conditioned).strip())
-            known[date, tick] = instant
+            conditioned = ["UNDEFINED" if part is None else utils.condition_value(part) for part in parts]
+            instant = int(MALFORMED) if "UNDEFINED" in conditioned else parse(" ".join(conditioned).strip())
+            known[parts] = instant
         found[row] = instant
 
 
@@ -142,50 +136,56 @@ def _take(values: NDArray[np.int64], codes: NDArray[np.int32]) -> NDArray[np.int
     return np.append(values, MALFORMED)[codes]  # ABSENT, -1, is the last one
 
 
-def _days(values: Sequence[str]) -> NDArray[np.int64]:
+def _days(values: pa.StringArray) -> NDArray[np.int64]:
     """Return the microseconds before each day that is written YYYY-MM-DD, and MALFORMED for the others."""
-    digits = _digits(values, _DATE, "0000-00-00")
+    found = np.full(len(values), MALFORMED)
+    which, digits = _digits(values, "0000-00-00")
     year, month, day = digits[:, :4] @ [1000, 100, 10, 1], digits[:, 5:7] @ [10, 1], digits[:, 8:] @ [10, 1]
     plain = (year >= 1) & (month >= 1) & (month <= 12) & (day >= 1)
     months = np.where(plain, (year - 1970) * 12 + month - 1, 0).astype("datetime64[M]")
     length = ((months + 1).astype("datetime64[D]") - months.astype("datetime64[D]")).astype(np.int64)
     days = (months.astype("datetime64[D]") - np.datetime64("0001-01-01", "D")).astype(np.int64) + day - 1
-    return np.where(plain & (day <= length), days * _DAY, MALFORMED)
+    found[which] = np.where(plain & (day <= length), days * _DAY, MALFORMED)
+    return found
 
 
-def _clocks(values: Sequence[str]) -> NDArray[np.int64]:
+def _clocks(values: pa.StringArray) -> NDArray[np.int64]:
     """Return the microseconds since midnight of each time that is written HH:MM:SS[.ffffff], MALFORMED for others."""
     found = np.full(len(values), MALFORMED)
-    lengths = np.fromiter(map(len, values), np.int64, len(values))
-    for length in range(8, _TIME + 1):
-        if length == 9:  # a point, and nothing behind it: for crds to read
-            continue
-        which = np.flatnonzero(lengths == length)
-        if not len(which):
-            continue
-        form = "00:00:00" if length == 8 else "00:00:00." + "0" * (length - 9)
-        digits = _digits([values[one] for one in which.tolist()], length, form)
+    for places in range(7):
+        which, digits = _digits(values, "00:00:00" + ("." + "0" * places if places else ""))
         hour, minute, second = digits[:, 0:2] @ [10, 1], digits[:, 3:5] @ [10, 1], digits[:, 6:8] @ [10, 1]
         whole = second.copy()
-        for place in range(9, length):
+        for place in range(9, 9 + places):
             whole = whole * 10 + digits[:, place]
         # As crds takes a fraction apart, rounding errors and all.
-        seconds = whole / 10.0 ** max(0, length - 9)
+        seconds = whole / 10.0**places
         micro = ((seconds - seconds.astype(np.int64)) * 10**6).astype(np.int64)
-        plain = (hour >= 0) & (hour < 24) & (minute < 60) & (second < 60)
+        plain = (hour < 24) & (minute < 60) & (second < 60)
         found[which] = np.where(plain, ((hour * 60 + minute) * 60 + second) * _SECOND + micro, MALFORMED)
     return found
 
 
-def _digits(values: Sequence[str], length: int, form: str) -> NDArray[np.int64]:
-    """Return texts as digits, one a column; texts of another form are -1000 all over."""
-    letters = np.array([value if len(value) == length else "" for value in values], f"U{length}")
-    codes = letters.view(np.uint32).reshape(len(values), length).astype(np.int64)
-    there = np.frombuffer(form.encode("utf-32-le"), np.uint32).astype(np.int64)
-    is_digit = there == ord("0")
-    digits = codes - ord("0")
-    fits = ((digits >= 0) & (digits <= 9))[:, is_digit].all(1) & (codes == there)[:, ~is_digit].all(1)
-    return np.where(fits[:, None], digits, -1000)
+def _digits(values: pa.StringArray, form: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pick texts of a form, where 0 is for any digit, and take them apart.
+
+    Returns
+    -------
+    which : ndarray of int64, shape (picked,)
+        Where they are.
+    digits : ndarray of int64, shape (picked, len(form))
+        One sign in each column.
+    """
+    _, offsets, data = values.buffers()
+    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1].astype(np.int64)
+    which = np.flatnonzero(np.diff(ends) == len(form))
+    if not len(which):
+        return which, np.empty((0, len(form)), np.int64)
+    signs = np.frombuffer(data, np.uint8)[ends[which][:, None] + np.arange(len(form))]
+    wanted = np.frombuffer(form.encode(), np.uint8)
+    is_digit = wanted == ord("0")
+    fits = ((signs >= ord("0")) & (signs <= ord("9")))[:, is_digit].all(1) & (signs == wanted)[:, ~is_digit].all(1)
+    return which[fits], signs[fits].astype(np.int64) - ord("0")
 
 
 # ---- what a client means by datasets since a date
@@ -223,14 +223,14 @@ def since_mask(columns: Mapping[str, Column], since: str, rows: int) -> NDArray[
         dates, times = columns[date], columns[time]
         both = open_rows & (dates.codes >= 0) & (times.codes >= 0)
         # A date decides alone, unless the date that is wanted begins with it.
-        opens = [f"{value} " for value in dates.values]
+        opens = [f"{value} " for value in dates.texts]
         alone = np.array([one >= since for one in opens] + [False])
         begins = [since.startswith(one) and len(one) < len(since) for one in opens]
         late = alone[dates.codes]
         for number in np.flatnonzero(begins).tolist():
             rest = since[len(opens[number]) :]
-            passes = np.array([value >= rest for value in times.values] + [False])
-            late = np.where(dates.codes == number, passes[times.codes], late)
+            for row in np.flatnonzero(both & (dates.codes == number)).tolist():
+                late[row] = str(times.text(row)) >= rest
         found = np.where(both, late, found)
         open_rows &= ~both
     return found

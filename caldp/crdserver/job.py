@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from caldp.crdserver import campaigns, checking, contexts, reprocessing, submissions
+from caldp.crdserver import campaigns, checking, reprocessing, submissions, tending
 from caldp.crdserver.channels import AbortedError, Channels, Writer
 from caldp.crdserver.delivery import BadFilesError, Delivery
 from caldp.crdserver.jobs import Jobs, Lease, from_json
@@ -54,23 +54,13 @@ def work(settings: Settings, observatory: str, name: str) -> bool:
             elif job.kind == "check":
                 checking.check(site)
             else:
-                tend(site)
+                tending.tend(site)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job says so
             print(f"job {name}: {describe(error, '')}", file=sys.stderr)
             lease.over("failed")
             return True
         lease.over("done")
     return True
-
-
-def tend(site: Site) -> None:
-    """Do what is to be done now and then: end locks, repair what others read, take note of the archive."""
-    from caldp.crdserver import archive
-    from caldp.crdserver.signin import SignIn
-
-    SignIn(site).sweep()
-    archive.acknowledge(site)
-    contexts.point(site)
 
 
 def _submission(site: Site, lease: Lease) -> None:

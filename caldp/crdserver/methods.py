@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -213,7 +214,10 @@ class Methods:
     # ---- progress of submissions
 
     def jpoll_pull_messages(self, key: str, since_id: str | int | None = None) -> list[dict[str, Any]]:
-        return Channels(self._site.records, self._site.observatory).pull(str(key), int(since_id or 0))
+        since = str(since_id or 0)
+        if not re.fullmatch(r"\d{1,15}", since, re.ASCII):
+            raise InputError(f"{since[:20]!r} is no number of a message")
+        return Channels(self._site.records, self._site.observatory).pull(key, int(since))
 
     def jpoll_abort(self, key: str) -> bool:
         Channels(self._site.records, self._site.observatory).abort(str(key))

@@ -120,6 +120,12 @@ class Stock:
                 self._loaded.popitem(last=False)
         return found
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let crds read this cache by itself, for as long as the context lasts; others that load rules wait."""
+        with _environment(environment(self.cache, self.observatory)):
+            yield
+
     def best_references(
         self, context: str, header: Mapping[str, str], reftypes: Iterable[str] | None = None
     ) -> dict[str, str]:

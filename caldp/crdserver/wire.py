@@ -8,7 +8,8 @@ import html
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from caldp.errors import CaldpError, InputError
 
@@ -52,6 +53,8 @@ def answer(body: bytes, methods: Mapping[str, Method], failed: Callable[[str, Ex
         return _reply(called, _call(methods[name], name, params), None)
     except CaldpError as error:
         return _reply(called, None, error.message)
+    except UnicodeEncodeError:
+        return _reply(called, None, f"{name}: half a character is no text")
     except Exception as error:  # noqa: BLE001 - the client has no other way to hear of it
         failed(str(name), error)
         return _reply(called, None, f"{name} failed: {type(error).__name__}")
@@ -68,7 +71,26 @@ def _call(method: Method, name: str, params: Any) -> Any:  # noqa: ANN401 - as J
         )
     except TypeError as error:
         raise InputError(f"{name}: {error}") from error
+    hints = get_type_hints(method)
+    for parameter, value in bound.arguments.items():
+        if parameter in hints and not _fits(value, hints[parameter]):
+            raise InputError(f"{name}: {parameter} is not what it should be")
     return method(*bound.args, **bound.kwargs)
+
+
+def _fits(value: Any, hint: Any) -> bool:  # noqa: ANN401 - as JSON has it
+    """Whether a value is of the type that a method has declared."""
+    if hint is Any:
+        return True
+    of, within = get_origin(hint), get_args(hint)
+    if of in (Union, UnionType):
+        return any(_fits(value, one) for one in within)
+    if of is None:
+        return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    if isinstance(value, str) or not isinstance(value, of):
+        return False
+    values, each = (value.values(), within[1]) if issubclass(of, Mapping) else (value, within[0])
+    return all(_fits(one, each) for one in values)
 
 
 def _reply(called: Any, result: Any, error: str | None) -> bytes:  # noqa: ANN401 - as JSON has it

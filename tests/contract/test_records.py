@@ -19,7 +19,7 @@ from unittest import mock
 
 import pytest
 
-from caldp.crdserver import dynamo, records
+from caldp.crdserver import dynamo
 from caldp.crdserver.dynamo import DynamoRecords
 from caldp.crdserver.records import LARGEST, Record, Records, SqliteRecords, open_records
 from caldp.errors import ReferencesError, ReferencesUnavailableError, UsageError
@@ -194,7 +194,7 @@ class RecordsContract:
         frame = len('{"t":""}')
         for letter in ("x", "ü"):
             size = (LARGEST - frame) // len(letter.encode())
-            key = "k" * 1024
+            key = letter * (1024 // len(letter.encode()))
             records.put("s" * 2048, key, {"t": letter * size})
             with pytest.raises(ValueError, match="too large"):
                 records.put("s" * 2048, key, {"t": letter * (size + 1)})
@@ -430,7 +430,7 @@ def ministack(port: int) -> tuple[list[str], dict[str, str]]:
     settings = {
         "BIND_HOST": "127.0.0.1",
         "MINISTACK_HOST": "127.0.0.1",
-        "SERVICES": "dynamodb",
+        "SERVICES": "s3,dynamodb",  # it is asked for buckets whether it is there
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "DOCKER_HOST": "unix:///nonexistent",
@@ -499,16 +499,158 @@ class DynamoContract(SharedContract):
                 yield behind, proxy
 
 
+@pytest.mark.slow
 class TestDynamoRecordsOnMoto(DynamoContract):
-    """A table of moto's."""
+    """A table of moto's, which looks at a condition and writes later: who is faster is not for it to say."""
 
     ENDPOINT = "moto_endpoint"
+
+    test_of_many_who_create_one_wins = None
+    test_threads_that_count_up_lose_nothing = None
+    test_processes_that_count_up_lose_nothing = None
 
 
 class TestDynamoRecordsOnMinistack(DynamoContract):
     """A table of ministack's."""
 
     ENDPOINT = "ministack_tables"
+
+    @pytest.mark.parametrize("expect", [None, 0, 1])
+    def test_a_put_whose_answer_is_lost_is_done_once(
+        self, expect: int | None, records: DynamoRecords, proxied: tuple[DynamoRecords, FaultyProxy]
+    ) -> None:
+        behind, proxy = proxied
+        before = records.put("s", "k", {"n": 0}) if expect else 0
+        proxy.at_write(1, lose(), "after")
+        assert behind.put("s", "k", {"n": 1}, expect=expect) == before + 1
+        assert proxy.count() == 2
+        assert records.get("s", "k") == Record("k", {"n": 1}, before + 1)
+
+    @pytest.mark.parametrize("expect", [None, 0, 1])
+    def test_nor_does_it_undo_what_others_have_written_before_it_is_tried_again(
+        self, expect: int | None, records: DynamoRecords, proxied: tuple[DynamoRecords, FaultyProxy]
+    ) -> None:
+        behind, proxy = proxied
+        before = records.put("s", "k", {"n": 0}) if expect else 0
+
+        def others() -> None:
+            for number in range(1, 6):
+                records.put("s", "k", {"others": number}, expect=before + number)
+            records.delete("s", "k", expect=before + 6)
+
+        proxy.at_write(1, lose(others), "after")
+        assert behind.put("s", "k", {"n": 1}, expect=expect) == before + 1
+        assert records.get("s", "k") is None
+
+    def test_a_deletion_whose_answer_is_lost_is_no_conflict(
+        self, records: DynamoRecords, proxied: tuple[DynamoRecords, FaultyProxy]
+    ) -> None:
+        behind, proxy = proxied
+        records.put("s", "k", {})
+        proxy.at_write(1, lose(lambda: records.put("s", "k", {"new": True}, expect=0)), "after")
+        behind.delete("s", "k", expect=1)
+        found = records.get("s", "k")
+        assert found is not None and found.value == {"new": True}
+        proxy.clear()
+        proxy.at_write(1, lose(lambda: records.put("s", "k", {"newer": True})), "after")
+        behind.delete("s", "k")
+        found = records.get("s", "k")
+        assert found is not None and found.value == {"newer": True}
+
+    def test_a_conflict_is_one_though_an_answer_was_lost(
+        self, records: DynamoRecords, proxied: tuple[DynamoRecords, FaultyProxy]
+    ) -> None:
+        behind, proxy = proxied
+        records.put("s", "k", {"n": 0})
+        proxy.at_write(1, lose(), "after")
+        with pytest.raises(ConflictError):
+            behind.put("s", "k", {"n": 1}, expect=0)
+        assert records.get("s", "k") == Record("k", {"n": 0}, 1)
+
+    def test_counts_are_right_where_answers_are_lost_and_requests_fail(
+        self, records: DynamoRecords, proxied: tuple[DynamoRecords, FaultyProxy]
+    ) -> None:
+        behind, proxy = proxied
+        proxy.failure_rate = 0.15
+        behind.put("s", "k", {"n": 0})
+        for _ in range(40):
+            record = behind.get("s", "k")
+            assert record is not None
+            behind.put("s", "k", {"n": record.value["n"] + 1}, expect=record.version)
+        assert records.get("s", "k") == Record("k", {"n": 40}, 41)
+        assert any(request.fault == "lost" for request in proxy.requests), "no answer was lost"
+
+    def test_one_that_does_not_answer_is_named_in_one_line(
+        self, proxied: tuple[DynamoRecords, FaultyProxy], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        behind, proxy = proxied
+        monkeypatch.setattr(dynamo, "_TRIES", 2)
+        proxy.failure_rate = 1
+        acts: tuple[Callable[[], object], ...] = (
+            lambda: behind.get("s", "k"),
+            lambda: behind.put("s", "k", {}),
+            lambda: behind.delete("s", "k"),
+            lambda: list(behind.scan("s")),
+        )
+        for act in acts:
+            with pytest.raises(ReferencesUnavailableError) as error:
+                act()
+            assert str(error.value).startswith(f"{behind.uri}: DynamoDB ") and "\n" not in str(error.value)
+        proxy.close()
+        with pytest.raises(ReferencesUnavailableError, match="does not answer .*; try it again later"):
+            behind.get("s", "k")
+
+    def test_a_table_that_is_not_there_is_named(self, aws: dict[str, str]) -> None:
+        with closing(DynamoRecords("nowhere", aws)) as none, pytest.raises(ReferencesError, match="nowhere: ") as error:
+            none.get("s", "k")
+        assert "ResourceNotFoundException; check its name and the region" in str(error.value)
+        assert not isinstance(error.value, ReferencesUnavailableError)
+
+
+def lose(before: Callable[[], object] = lambda: None) -> Callable[[], None]:
+    """Return what drops the connection, so that an answer is lost, after something else."""
+
+    def act() -> None:
+        before()
+        raise ConnectionError
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind", "said"),
+    [
+        ("AccessDeniedException", 400, ReferencesError, "AccessDeniedException; allow it dynamodb:GetItem"),
+        ("UnrecognizedClientException", 400, ReferencesError, "export the credentials"),
+        ("ExpiredTokenException", 400, ReferencesError, "sign in again"),
+        ("ValidationException", 400, ReferencesError, "ValidationException .no such index.; check the table"),
+        ("ProvisionedThroughputExceededException", 400, ReferencesUnavailableError, "again and again; try it again"),
+        ("ThrottlingException", 400, ReferencesUnavailableError, "again and again; try it again"),
+        ("SomethingNew", 500, ReferencesUnavailableError, "SomethingNew, again and again"),
+    ],
+)
+def test_what_dynamodb_says_is_an_error_of_its_kind(code: str, status: int, kind: type, said: str) -> None:
+    from botocore.exceptions import ClientError
+
+    record = DynamoRecords("t")
+    answer = {"Error": {"Code": code, "Message": "no such index"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    record._made = mock.Mock(get_item=mock.Mock(side_effect=ClientError(answer, "GetItem")))
+    with pytest.raises(ReferencesError, match=said) as error:
+        record.get("s", "k")
+    assert type(error.value) is kind
+    assert record.uri in str(error.value)
+
+
+def test_without_credentials_or_a_region_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mock.patch.dict(os.environ, s3_environment("http://127.0.0.1:9"), clear=True):
+        monkeypatch.delenv("AWS_DEFAULT_REGION")
+        with pytest.raises(ReferencesError, match="dynamodb:t cannot be used .*region.*; export AWS_REGION"):
+            DynamoRecords("t").get("s", "k")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(ReferencesError, match="dynamodb:t cannot be used .*credentials"):
+            DynamoRecords("t").get("s", "k")
 
 
 def test_a_place_is_named_by_its_uri(tmp_path: Path) -> None:
@@ -518,4 +660,3 @@ def test_a_place_is_named_by_its_uri(tmp_path: Path) -> None:
     for wrong in ("", "sqlite:", "dynamodb:", "s3://b/x", "x"):
         with pytest.raises(UsageError, match="no place for records"):
             open_records(wrong)
-    assert records and dynamo

@@ -20,7 +20,7 @@ Synthesize = Callable[[Environment], Template]
 def packages(folder: Path) -> dict[str, Path]:
     """Make packages with nothing in them."""
     (folder / "handler.py").write_text("def handler(event, context): ...\n")
-    return dict.fromkeys(packaging.HANDLERS, folder)
+    return dict.fromkeys([*packaging.HANDLERS, *packaging.CRDS_HANDLERS, packaging.CRDS_LAYER], folder)
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +71,7 @@ def changed(**tables: Any) -> Environment:
     """Return settings that are short and their own."""
     infra = {"name": "caldp-test", "image": "caldp-test:latest", **tables.pop("infra", {})}
     return settings.from_json({"infra": infra, **tables})
+
+
+#: An environment with a CRDS that anybody may reach.
+WITH_CRDS = changed(infra={"crds_server": True, "crds_public": True, "reserve_concurrency": True})

@@ -1,4 +1,7 @@
-"""Writes ``iam.yaml``, all that roles may do, when that was meant to change: ``python -m tests.infra.snapshot``."""
+"""Writes what roles may do, when that was meant to change: ``python -m tests.infra.snapshot``.
+
+All of dev is in ``iam.yaml``; of a stack with a CRDS, the roles of that are in ``iam_crds.yaml``.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,13 @@ from typing import Any
 
 import yaml
 
-from infra import packaging, settings
+from infra import settings
+from infra.settings import Environment
+from tests.infra.conftest import WITH_CRDS, packages
 from tests.infra.template import Template
 
 FILE = Path(__file__).parent / "iam.yaml"
+CRDS_FILE = FILE.with_name("iam_crds.yaml")
 _HEAD = "# What roles may do. Written by python -m tests.infra.snapshot, to be read before it is committed.\n\n"
 
 
@@ -21,8 +27,12 @@ def text(statements: dict[str, Any]) -> str:
     return _HEAD + yaml.safe_dump(statements, sort_keys=False, width=200)
 
 
-def main() -> None:
-    """Synthesize dev, and write."""
+def of_crds(statements: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the roles of a CRDS."""
+    return {role: found for role, found in statements.items() if role.startswith("crds")}
+
+
+def _synthesized(environment: Environment) -> dict[str, Any]:
     import aws_cdk as cdk
 
     from infra.stack import FLAGS, CaldpStack
@@ -30,12 +40,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stub = Path(folder) / "code"
         stub.mkdir()
-        (stub / "handler.py").write_text("")
         app = cdk.App(outdir=f"{folder}/out", context=FLAGS, builtin_cloud_formation_validation=False)
-        CaldpStack(app, settings.load("dev"), dict.fromkeys(packaging.HANDLERS, stub))
+        CaldpStack(app, environment, packages(stub))
         app.synth()
-        record = json.loads(Path(folder, "out", "caldp-dev.template.json").read_text())
-    FILE.write_text(text(Template(record).statements()))
+        record = json.loads(Path(folder, "out", f"{environment.infra.name}.template.json").read_text())
+    return Template(record).statements()
+
+
+def main() -> None:
+    """Synthesize, and write."""
+    FILE.write_text(text(_synthesized(settings.load("dev"))))
+    CRDS_FILE.write_text(text(of_crds(_synthesized(WITH_CRDS))))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ class Template:
                 return self._reference(name)
             case {"Fn::GetAtt": [name, "Arn" | "JobQueueArn" | "ComputeEnvironmentArn"]}:
                 return self._arn(name)
+            case {"Fn::GetAtt": [name, "FunctionUrl"]}:
+                return f"https://{name.lower()}.lambda-url.{REGION}.on.aws/"
             case {"Fn::GetAtt": [name, attribute]}:
                 return f"<{name}.{attribute}>"
             case {"Fn::Join": [separator, parts]}:

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from caldp.crdserver import job, jobs, reprocessing
+from caldp.crdserver import job, jobs, reprocessing, tending
 from caldp.crdserver.channels import AbortedError, Channels
 from caldp.crdserver.jobs import Jobs, LambdaRunner, from_json
 from caldp.crdserver.records import SqliteRecords
@@ -110,7 +110,7 @@ def test_a_job_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_tending_repairs_what_jobs_read(site: Site) -> None:
     pointer = Path(site.store.url("contexts/hst/current.json"))
     pointer.unlink()
-    job.tend(site)
+    tending.tend(site)
     assert json.loads(pointer.read_text())["context"] == "hst_0729.pmap"
 
 
