@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ import click
 
 from caldp.cli import refuse
 from caldp.errors import UsageError
-from caldp.store import absolute_uri, parse_uri
+from caldp.store import ConflictError, absolute_uri, parse_uri
 
 if TYPE_CHECKING:
     from caldp.crdserver.settings import Settings
@@ -92,7 +93,9 @@ def settings_of(store_uri: str, records: str, **more: Any) -> Settings:  # noqa:
     elif scheme == "s3" and records:
         from tempfile import gettempdir
 
-        work = Path(gettempdir()) / f"caldp-crds-{os.getuid()}"
+        # Files of one name may differ from store to store.
+        which = hashlib.sha256(f"{store_uri} {records}".encode()).hexdigest()[:16]
+        work = Path(gettempdir()) / f"caldp-crds-{os.getuid()}-{which}"
     else:
         raise UsageError(f"where are the records of {store_uri}?", remedy="give --records dynamodb:<table>")
     return Settings(**{"store": absolute_uri(store_uri), "records": records, "url": "", "work": work, **more})
@@ -280,7 +283,10 @@ def cache_add_command(name: str, store_uri: str, records: str, observatory: str)
     """Make a cache known by a name."""
     with _told("cache add", name):
         site = _site(store_uri, records, observatory)
-        site.records.put(f"{observatory}:caches", name, {"context": "", "kind": ""}, expect=0)
+        try:
+            site.records.put(f"{observatory}:caches", name, {"context": "", "kind": ""}, expect=0)
+        except (ConflictError, ValueError) as error:
+            raise UsageError(f"{name!r} is known already, or no name", remedy="choose another one") from error
     click.echo(f"{name} may say which context it is at")
 
 

@@ -299,7 +299,7 @@ def _say(found: Affected, as_json: bool, *, is_listed: bool) -> None:
     for name, counts in found.instruments.items():
         types = ", ".join(f"{kind} {count:,}" for kind, count in counts.types.items())
         withheld = f"; {counts.withheld:,} not told, for {found.new} fails for them" if counts.withheld else ""
-        since = f" since {counts.since}" if counts.early else ""
+        since = f" since {counts.since}" if counts.since > "1901" else ""
         click.echo(
             f"{name}: {counts.affected:,} of {counts.datasets - counts.early:,} datasets{since} are affected"
             f"{f' ({types})' if types else ''}{withheld}",

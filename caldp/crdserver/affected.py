@@ -305,4 +305,4 @@ def stock_choices(stock: Stock, context: str, difference: Difference, header: Ma
     if applicable and not (kinds := kinds & applicable):
         return {}
     chosen = mapping.get_best_references(mapping.minimize_header(utils.condition_header(known)), sorted(kinds))
-    return {str(kind).lower(): str(name) for kind, name in chosen.items()}
+    return {str(kind).lower(): name for kind, name in chosen.items()}

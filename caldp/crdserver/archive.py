@@ -13,7 +13,7 @@ from caldp.crdserver.site import Site
 from caldp.crdserver.state import State
 from caldp.store import ConflictError, Create
 
-#: What is in the folder of the archive, and what that says.
+#: Endings of a manifest in the order in which the archive gives them, and what they say.
 _STATES = {".cat": "delivered", ".cat_proc": "in process", ".cat_err": "refused"}
 
 
@@ -33,27 +33,34 @@ def deliver(site: Site, one: str) -> None:
         site.store.put(f"{folder(site)}/{one}.cat", "".join(lines).encode(), Create())
     except ConflictError:
         return
+    _note(site, one, "delivered")
 
 
 def acknowledge(site: Site) -> None:
     """Take note of what the archive has said since."""
     if site.settings.archive == "none":
         return
-    there: dict[str, str] = {}
-    for name in site.store.names(folder(site)):
-        stem, dot, ending = name.partition(".")
-        there[stem] = _STATES.get(dot + ending, "")
-    for one, known in site.state.submissions.items():
+    # First what was delivered, then what the archive says of it: else what was delivered in between seems to be taken.
+    state = site.state
+    for one, known in state.submissions.items():
         said = known.get("archive", "")
-        if known["state"] != "confirmed" or said == "archived" or not _awaited(site.state, one):
+        if known["state"] != "confirmed" or said == "archived" or not _awaited(state, one):
             continue
-        if one not in there and not said:
+        now_in = _said(site, one)
+        if not now_in and not said:
             # Nobody was told yet: whoever confirmed it was stopped between the two.
             deliver(site, one)
-            there[one] = "delivered"
-        now_in = there.get(one, "archived")
-        if now_in and now_in != said:
-            _note(site, one, now_in)
+        elif (now_in or "archived") != said:
+            _note(site, one, now_in or "archived")
+
+
+def _said(site: Site, one: str) -> str:
+    """Return what the archive says of a submission; empty once it has taken its manifest away."""
+    # In the order in which the archive renames it: so it is missed nowhere.
+    for ending, meaning in _STATES.items():
+        if site.store.get(f"{folder(site)}/{one}{ending}") is not None:
+            return meaning
+    return ""
 
 
 def _awaited(state: State, one: str) -> bool:

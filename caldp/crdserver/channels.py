@@ -105,8 +105,7 @@ class Writer:
 
     def __init__(self, channels: Channels, records: Records, space: str, key: str) -> None:
         self._channels, self._records, self._space, self._key = channels, records, space, key
-        last = next(iter(records.scan(space, newest=True)), None)
-        self._next = int(last.key) + len(last.value["messages"]) if last else 1
+        self._next = self._after_last()
         self._waiting: list[dict[str, Any]] = []
         self._written = 0.0
         self._lock = threading.Lock()
@@ -129,10 +128,19 @@ class Writer:
             self._waiting.append({"type": kind, "time": time.time(), "data": data})
             self._write()
 
+    def _after_last(self) -> int:
+        last = next(iter(self._records.scan(self._space, newest=True)), None)
+        return int(last.key) + len(last.value["messages"]) if last else 1
+
     def _write(self) -> None:
         while self._waiting:
-            some, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-            self._records.put(self._space, _key(self._next), {"messages": some}, expect=0)
+            some = self._waiting[:_MOST]
+            try:
+                self._records.put(self._space, _key(self._next), {"messages": some}, expect=0)
+            except ConflictError:  # of one who is late, and does not know it yet
+                self._next = self._after_last()
+                continue
+            self._waiting = self._waiting[_MOST:]
             self._next += len(some)
         self._written = time.monotonic()
 

@@ -224,9 +224,21 @@ class _Recorder:
         self._selector = object.__new__(type(selector))
         self._selector.__dict__.update(selector.__dict__)
         self._selector._winnow = self._winnow
+        self._selector.merge_group = self._merge
         self._matches = list(selector._match_selections.items())
         self._known: dict[tuple[int, str], NDArray[np.int8]] = {}
+        self._merged: dict[tuple[int, ...], Any] = {}
         self.candidates: list[Any] = []
+
+    def _merge(self, selectors: tuple[Any, ...]) -> Any:  # noqa: ANN401 - crds has no types
+        """Merge candidates that match as well as each other; crds itself would remember that for ever."""
+        key = tuple(map(id, selectors))
+        if key not in self._merged:
+            merged = selectors[0]
+            for other in selectors[1:]:
+                merged = merged.merge(other)
+            self._merged[key] = merged
+        return self._merged[key]
 
     def _winnow(self, header: Mapping[str, str], _: Any) -> tuple[dict[Any, int], dict[Any, Any]]:  # noqa: ANN401
         """Do what the selector's own does: return the weights of what matches, and what matches.

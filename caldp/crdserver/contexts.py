@@ -196,7 +196,9 @@ def set_context(site: Site, context: str, who: str, why: str, *, edit: bool = Fa
     # Of one step the reason is that of its delivery.
     state = site.state
     said = why.strip() or _reason(state, state.edit if edit else state.latest, _named(state, context))
-    if site.journal.append("edit context" if edit else "set context", who, said, chosen) and not edit:
+    site.journal.append("edit context" if edit else "set context", who, said, chosen)
+    if not edit:
+        # Also when it was set before: by one who was stopped before jobs knew it, perhaps.
         publish(site, moved["new"])
         point(site)
     return moved
@@ -275,6 +277,15 @@ def point(site: Site) -> None:
     state = site.state
     if site.observatory != "hst" or not state.latest:
         return
+    while True:
+        _point(site, state)
+        told, state = state, site.state
+        # Whoever writes last has looked last: of two who set contexts at once, the slower one may have written the older.
+        if (told.latest, told.bad_files) == (state.latest, state.bad_files):
+            return
+
+
+def _point(site: Site, state: State) -> None:
     if site.store.get(crds_layout.rules_key(state.latest)) is None:
         publish(site, state.latest)
     known = catalog.server_info(site) | {"connected": False, "server": "", "status": "s3"}

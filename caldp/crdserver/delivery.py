@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from caldp import crds_rules
 from caldp.crdserver import contexts, uploads
 from caldp.crdserver.journal import now
 from caldp.crdserver.mappings import mapping_key, reference_key
@@ -156,6 +157,9 @@ class Delivery:
 
     def _assemble(self) -> None:
         """Put the files together; what is known already is refused."""
+        # Whoever began it may have been stopped before it had them.
+        sent = uploads.Uploads(self.site, self.submission.user)
+        sent.release({n: uploads.owned(n, parts) for n, parts in self.submission.files.items()})
         known = {row["sha1"]: name for name, row in self.site.state.files.items() if row["sha1"]}
         seen: dict[str, str] = {}
         for name, parts in self.submission.files.items():
@@ -176,6 +180,7 @@ class Delivery:
         if any(name.endswith((".imap", ".pmap", ".rmap")) for name in self.submission.files):
             self._must(self.submission.kind in ("mappings", "certify"), "mappings are submitted by themselves")
             for path in paths:
+                _must_be_data(Path(path), self.site.observatory)
                 # Whoever has written it by hand need not have counted.
                 self._try("not a mapping", path, partial(checksum.update_checksum, path))
         else:
@@ -293,10 +298,10 @@ class Delivery:
         if self.site.observatory == "hst" and name.endswith(".fits") and name != new:
             from crds.misc import uniqname
 
-            more = "--add-checksum" if uniqname.has_checksum(str(path)) else ""
-            script = uniqname.UniqnameScript(
-                f"crds.misc.uniqname --files {path} --standard --fits-errors {more}".strip()
-            )
+            more = ["--add-checksum"] if uniqname.has_checksum(str(path)) else []
+            # Not as one text, which would be divided at the blanks of a folder's name.
+            argv = ["crds.misc.uniqname", "--files", str(path), "--standard", "--fits-errors", *more]
+            script = uniqname.UniqnameScript(argv)
             script.rewrite(str(path), str(target))
         else:
             shutil.copyfile(path, target)
@@ -476,8 +481,10 @@ class Delivery:
     def _end(self, kind: str, more: dict[str, Any]) -> None:
         """Add the event that says what came of it."""
         one = self.submission.id
-        key = self.site.journal.keep(result_key(self.site, one, self.attempt), vars(self.result))
-        rows = self.site.journal.keep(rows_key(self.site, one, self.attempt), self._rows) if self._rows else ""
+        key = self.site.journal.keep(result_key(self.site, one, self.attempt, kind), vars(self.result))
+        rows = ""
+        if self._rows and kind == "ready":
+            rows = self.site.journal.keep(rows_key(self.site, one, self.attempt), self._rows)
         floats = self.submission.form.get("pmap_mode", "pmap_edit") == "pmap_edit"
 
         def ended(state: State) -> dict[str, Any]:
@@ -515,6 +522,43 @@ class Delivery:
         if self.result.errors:
             plural = "s" * (self.result.errors != 1)
             raise BadFilesError(f"{what}: {self.result.errors} error{plural}", remedy="see the messages")
+
+
+def _must_be_data(path: Path, observatory: str) -> None:
+    """Raise BadFilesError unless a mapping that somebody has written is nothing but data, and what its name says.
+
+    crds runs mappings after a look at them which names of Python pass; what comes from outside is looked at before.
+    """
+    from crds.core import utils
+
+    try:
+        header, _ = crds_rules.parse(_counted(path.read_text(encoding="utf-8")).encode())
+        said = {field: str(header[field]).lower() for field in ("mapping", "observatory")}
+        kind = tuple(str(header.get(field, "")).lower() for field in ("instrument", "filekind"))
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise BadFilesError(
+            f"{path.name} is no mapping ({type(error).__name__}: {' '.join(str(error).split())[:160]})",
+            remedy="write literals only",
+        ) from error
+    if said["observatory"] != observatory:
+        raise BadFilesError(f"{path.name} is of {said['observatory'][:40]}", remedy=f"this is the CRDS of {observatory}")
+    if path.suffix == ".rmap":
+        named = tuple(one.lower() for one in utils.get_file_properties(observatory, str(path)))
+        if said["mapping"] != "reference" or kind != named:
+            raise BadFilesError(
+                f"{path.name} is called one of {' '.join(named)}, and says that it is of {' '.join(kind)[:80]}",
+                remedy="give it the name of its kind, or one without any",
+            )
+    schema = str(header.get("schema_uri") or "asdf:")
+    if not re.match(r"asdf:|https?:", schema):
+        raise BadFilesError(f"{path.name}: {schema[:80]!r} is no schema", remedy="name one by asdf:// or http://")
+
+
+def _counted(text: str) -> str:
+    """Return a mapping with the checksum that it should have."""
+    text = text if "sha1sum" in text else text.replace("{", "{\n'sha1sum' : '',\n", 1)
+    right = crds_rules.checksum(text)
+    return re.sub(r"(['\"]sha1sum['\"]\s*:\s*)['\"][^'\"]*['\"]", rf"\g<1>'{right}'", text, count=1)
 
 
 def _next_mapping(state: State, old: str, used: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from caldp.crdserver.journal import now
 from caldp.crdserver.mappings import mapping_key, reference_key
 from caldp.crdserver.site import Site
 from caldp.crdserver.state import State
-from caldp.errors import ReferencesError, UsageError
+from caldp.errors import BusyError, ReferencesError, UsageError
 from caldp.store import Copy, Progress, quietly
 
 _MAPPING = re.compile(r".*\.[pir]map")
@@ -137,7 +137,7 @@ def fill(site: Site, cache: Path, who: str, catalogue: Path | None = None, progr
     history = [[str(a), str(b), str(c)] for a, b, c in known.get("context_history", ())]
     brought = {"files": rows, "latest": state.latest or latest, "edit": state.edit or edit, "history": history}
     if any(state.files.get(name) != row for name, row in rows.items()):
-        _bring(site, brought, who, f"{len(rows)} files from {cache.name}")
+        _bring(site, state, brought, who, f"{len(rows)} files from {cache.name}")
     contexts.point(site)
     return _filled(site, whole)
 
@@ -183,15 +183,23 @@ def mirror(source: Site, target: Site, who: str) -> Filled:
             path.unlink()
     brought = {"files": theirs.files, "latest": theirs.latest, "edit": theirs.edit, "history": theirs.history}
     if (ours.files, ours.latest, ours.edit) != (theirs.files, theirs.latest, theirs.edit):
-        _bring(target, brought, who, f"{len(theirs.files)} files of {source.store.uri}")
+        _bring(target, ours, brought, who, f"{len(theirs.files)} files of {source.store.uri}", exactly=True)
     contexts.point(target)
     return _filled(target, theirs.contexts)
 
 
-def _bring(site: Site, brought: dict[str, Any], who: str, why: str) -> None:
+def _bring(
+    site: Site, before: State, brought: dict[str, Any], who: str, why: str, *, exactly: bool = False
+) -> None:
     key = f"server/{site.observatory}/imported/{now().replace(':', '')}.json.gz"
     site.journal.keep(key, brought)
-    site.journal.append("imported", who, why, lambda _: {"object": key})
+
+    def imported(state: State) -> dict[str, Any]:
+        if (state.files, state.latest, state.edit) != (before.files, before.latest, before.edit):
+            raise BusyError(f"{site.store.uri} was changed meanwhile", remedy="run it again: what was sent is there")
+        return {"object": key, **({"exactly": True} if exactly else {})}
+
+    site.journal.append("imported", who, why, imported)
 
 
 def _filled(site: Site, whole: list[str]) -> Filled:

@@ -15,6 +15,7 @@ from caldp.crdserver.delivery import BadFilesError, Delivery
 from caldp.crdserver.jobs import Jobs, Lease, from_json
 from caldp.crdserver.settings import Settings
 from caldp.crdserver.site import Site
+from caldp.crdserver.state import OVER
 from caldp.crdserver.stock import environment
 from caldp.errors import CaldpError, ReferencesError, describe
 
@@ -66,6 +67,10 @@ def work(settings: Settings, observatory: str, name: str) -> bool:
 def _submission(site: Site, lease: Lease) -> None:
     one = submissions.load(site, lease.job.about["submission"])
     channel = Channels(site.records, site.observatory).writer(one.channel) if one.channel else None
+    if site.state.submissions[one.id]["state"] != "started":
+        # Whoever worked on it was stopped after the event that ends the work, and before anybody was told.
+        _told(site, one, channel)
+        return
     with tempfile.TemporaryDirectory(dir=_scratch(site.settings)) as folder:
         cache = Path(folder) / "cache"
         _become_crds(environment(cache, site.observatory))
@@ -83,14 +88,26 @@ def _submission(site: Site, lease: Lease) -> None:
             if not lease.lost and site.state.submissions[one.id]["state"] == "started":
                 kind = "bad files" if isinstance(error, BadFilesError) else "failed"
                 delivery.refuse(kind, described)
+            if site.state.submissions[one.id]["state"] in OVER:
                 submissions.tidy(site, one.id)
             _end(channel, "fail" if not isinstance(error, BadFilesError) else "done", _outcome(described))
             if isinstance(error, CaldpError):
                 return
             raise
-    if one.kind == "certify":
+    _told(site, one, channel)
+
+
+def _told(site: Site, one: submissions.Submission, channel: Writer | None) -> None:
+    """Say what came of a submission, and remove what it has left."""
+    known = site.state.submissions[one.id]
+    if known["state"] in OVER:
         submissions.tidy(site, one.id)
-    _end(channel, "done", {"status": 0, "result": f"{site.url}/display_result/{one.id}"})
+    if known["state"] in ("bad files", "failed"):
+        _end(channel, "done" if known["state"] == "bad files" else "fail", {"status": 1, "result": known["reason"]})
+    elif known["state"] == "cancelled":
+        _end(channel, "cancel", {"status": 3, "result": f"submission {one.id} is cancelled"})
+    else:
+        _end(channel, "done", {"status": 0, "result": f"{site.url}/display_result/{one.id}"})
 
 
 def _outcome(error: CaldpError) -> dict[str, Any]:

@@ -6,6 +6,7 @@ begins. A worker whose lease was given to another notices, and what it does afte
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import sys
@@ -21,6 +22,7 @@ from caldp import aws, programs
 from caldp.crdserver.records import Record
 from caldp.crdserver.settings import Settings
 from caldp.crdserver.site import Site
+from caldp.errors import CaldpError
 from caldp.store import ConflictError
 
 #: Seconds for which a worker holds a job, and between two renewals.
@@ -149,7 +151,8 @@ class Lease:
 
     def _renewing(self) -> None:
         while not self._end.wait(_RENEW):
-            self._put(until=time.time() + LEASE)
+            with contextlib.suppress(CaldpError):  # who does not answer now may do so before the lease ends
+                self._put(until=time.time() + LEASE)
 
     def _put(self, **changes: Any) -> None:  # noqa: ANN401 - as JSON has it
         if self._lost:
@@ -190,12 +193,19 @@ class LocalRunner:
         self._environ = {name: text for name, text in environ.items() if not name.startswith("CRDS_")}
         self._log = log
         self._queue: queue.Queue[tuple[str, str] | None] = queue.Queue()
+        #: What is in the queue or worked on: to be asked again for that changes nothing.
+        self._taken: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
         for thread in self._threads:
             thread.start()
 
     def start(self, observatory: str, name: str) -> None:
+        with self._lock:
+            if (observatory, name) in self._taken:
+                return
+            self._taken.add((observatory, name))
         self._queue.put((observatory, name))
 
     def close(self) -> None:
@@ -208,17 +218,23 @@ class LocalRunner:
 
     def _work(self) -> None:
         while (one := self._queue.get()) is not None and not self._stop.is_set():
-            observatory, name = one
-            with tempfile.TemporaryDirectory() as folder:
-                argv = [sys.executable, "-m", "caldp.crdserver.job", observatory, name]
-                env = {**self._environ, "CALDP_CRDS_JOB": json.dumps(as_json(self._settings))}
-                try:
-                    done = programs.run(argv, cwd=Path(folder), env=env, on_line=self._log, cancelled=self._stop)
-                except programs.StartError as error:
-                    self._log(str(error))
-                    continue
-            if done.returncode:
-                self._log(f"job {name}: {done.outcome}")
+            try:
+                self._run(*one)
+            finally:
+                with self._lock:
+                    self._taken.discard(one)
+
+    def _run(self, observatory: str, name: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            argv = [sys.executable, "-m", "caldp.crdserver.job", observatory, name]
+            env = {**self._environ, "CALDP_CRDS_JOB": json.dumps(as_json(self._settings))}
+            try:
+                done = programs.run(argv, cwd=Path(folder), env=env, on_line=self._log, cancelled=self._stop)
+            except programs.StartError as error:
+                self._log(str(error))
+                return
+        if done.returncode:
+            self._log(f"job {name}: {done.outcome}")
 
 
 class LambdaRunner:

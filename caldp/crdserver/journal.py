@@ -18,7 +18,7 @@ from typing import Any
 
 from caldp.crdserver.records import Record, Records
 from caldp.crdserver.state import State
-from caldp.errors import BusyError, ReferencesError
+from caldp.errors import BusyError, InputError, ReferencesError
 from caldp.store import ConflictError, Create, Store
 
 #: Events after which a snapshot is taken.
@@ -58,7 +58,12 @@ class Event:
 
 def now() -> str:
     """Return the present in UTC, as it is written everywhere: ``2026-11-22T10:00:00.000Z``."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return instant(datetime.now(UTC).timestamp())
+
+
+def instant(seconds: float) -> str:
+    """Return seconds of the epoch as they are written everywhere."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Journal:
@@ -134,6 +139,13 @@ class Journal:
         Returns
         -------
         Event or None
+
+        Raises
+        ------
+        InputError
+            If that is more than a record takes.
+        BusyError
+            If others are faster all the time.
         """
         for _ in range(_TRIES):
             state = self.state()
@@ -146,6 +158,8 @@ class Journal:
                 self.records.put(self._space, _key(event.seq), value, expect=0)
             except ConflictError:
                 continue
+            except ValueError as error:
+                raise InputError(f"{kind}: {error}", remedy="say less at a time") from error
             if event.seq % _SNAPSHOT == 0 or kind == "imported":
                 self.snapshot()
             return event

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from caldp.crdserver import archive, catalog, reprocessing
+from caldp.crdserver import catalog, reprocessing, submissions
+from caldp.crdserver.channels import Channels
 from caldp.crdserver.journal import Event
 from caldp.crdserver.site import Site
 from caldp.crdserver.state import AVAILABLE, OVER, Row, State, serial
-from caldp.crdserver.stock import Stock
-from caldp.errors import CaldpError, InputError, ReferencesError
-
-T = TypeVar("T")
-
-#: Rows of a page.
-ROWS = 50
+from caldp.crdserver.tables import ROWS, candidates, loaded, naming, naming_any
+from caldp.errors import CaldpError, InputError
 
 #: Events that one page of the log looks through.
 _SCANNED = 5000
 
-#: Lines of a text difference that are shown.
-_LINES = 3000
-
-#: Datasets whose best references one page shows.
-_DATASETS = 20
-
 #: Seconds after which the archive should have taken a delivery.
 _LATE = 24 * 3600.0
-
-#: Bytes of a reference that is compared with another while somebody waits.
-_COMPARED = 50_000_000
 
 #: Messages of a job that are shown.
 _MESSAGES = 300
@@ -53,59 +36,6 @@ COLUMNS = {
     "size": "Size",
     "delivered": "Delivered",
 }
-
-#: A line of a header: what FITS calls a card, or what people type.
-_CARD = re.compile(r"\s*([A-Za-z0-9_.\-]{1,80})\s*=\s*(?:'((?:[^']|'')*)'|\"([^\"]*)\"|([^/]*))")
-
-
-@dataclass(frozen=True)
-class Page(Generic[T]):
-    """Some rows of many.
-
-    Attributes
-    ----------
-    rows : sequence
-        Of this page.
-    number, pages : int
-        Which page, from 1, of how many.
-    total : int
-        Rows of all pages.
-    first : int
-        Number of the first row of this page, from 1; 0 if there are none.
-    """
-
-    rows: Sequence[T]
-    number: int
-    pages: int
-    total: int
-    first: int
-
-    @property
-    def last(self) -> int:
-        """Number of the last row of this page."""
-        return max(self.first - 1, 0) + len(self.rows)
-
-
-def paged(rows: Sequence[T], number: int = 1, size: int = ROWS) -> Page[T]:
-    """Return one page of rows; the last one if there are fewer pages.
-
-    Parameters
-    ----------
-    rows : sequence
-        All rows.
-    number : int
-        Of the page, from 1.
-    size : int
-        Rows of a page.
-
-    Returns
-    -------
-    Page
-    """
-    pages = max(1, -(-len(rows) // size))
-    number = min(max(1, number), pages)
-    some = rows[(number - 1) * size : number * size]
-    return Page(some, number, pages, len(rows), (number - 1) * size + 1 if some else 0)
 
 
 def seconds_since(text: str) -> float:
@@ -175,321 +105,6 @@ def _wanted(event: Event, kind: str, who: str, text: str) -> bool:
 def _some(events: Iterator[Event], most: int) -> Iterator[Event]:
     for _, event in zip(range(most), events, strict=False):
         yield event
-
-
-# ---- contexts and their rules
-
-
-def contexts(site: Site, number: int) -> Page[dict[str, Any]]:
-    """Return contexts, newest first: ``name``, ``row``, and since when each was the default one."""
-    state = site.state
-    since: dict[str, str] = {}
-    for when, name, _ in sorted(state.history):
-        since.setdefault(name, when)
-    known = {n: state.files[n].get("description") or _why(state, n) for n in state.contexts}
-    rows = [{"name": n, "row": state.files[n], "since": since.get(n, ""), "why": known[n]} for n in known]
-    return paged(rows[::-1], number)
-
-
-def _why(state: State, context: str) -> str:
-    return next((why for _, name, why in state.history if name == context), "")
-
-
-def context(site: Site, name: str) -> dict[str, Any]:
-    """Return the instruments of a context: ``instrument``, ``imap``, and how many types and references it has."""
-    name = _named(site, name, ".pmap")
-    found = []
-    site.mappings.closure(name)
-    for instrument, imap in site.mappings.selected(name):
-        rmaps = [rmap for _, rmap in site.mappings.selected(imap)]
-        references = {one for rmap in rmaps for _, one in site.mappings.selected(rmap)}
-        found.append(
-            {"instrument": instrument.lower(), "imap": imap, "types": len(rmaps), "references": len(references)}
-        )
-    files = site.state.files
-    # A bad mapping spoils the context, a bad reference only what it is chosen for.
-    bad = [one for one in site.mappings.closure(name) if files.get(one, {}).get("bad")]
-    chosen = [one for one in site.mappings.references(name) if files.get(one, {}).get("bad")]
-    return {"name": name, "instruments": found, "row": site.row(name), "bad": bad, "bad_references": chosen}
-
-
-def instrument(site: Site, name: str, which: str) -> dict[str, Any]:
-    """Return the types of an instrument in a context: ``type``, ``rmap``, ``keys`` and number of ``references``."""
-    name = _named(site, name, ".pmap")
-    imap = _imap(site, name, which)
-    found = []
-    for kind, rmap in site.mappings.selected(imap):
-        keys = _keys(site.mappings.header(rmap))
-        references = {one for _, one in site.mappings.selected(rmap)}
-        found.append({"type": kind.lower(), "rmap": rmap, "keys": keys, "references": len(references)})
-    return {"name": name, "instrument": which, "imap": imap, "types": found}
-
-
-def _imap(site: Site, name: str, which: str) -> str:
-    site.mappings.closure(name)
-    for instrument, imap in site.mappings.selected(name):
-        if instrument.lower() == which:
-            return imap
-    raise InputError(f"{name} has no instrument {which[:40]!r}", remedy="choose one of its table")
-
-
-def _keys(header: Mapping[str, Any]) -> list[str]:
-    """Return the keywords by which an rmap selects, in its order."""
-    return [str(key) for level in header.get("parkey", ()) for key in ([level] if isinstance(level, str) else level)]
-
-
-def rules(site: Site, name: str, which: str, kind: str, number: int) -> dict[str, Any]:
-    """Return the rules of one type as a table: ``parameters``, and a ``page`` of rows that end with a file."""
-    name = _named(site, name, ".pmap")
-    imap = _imap(site, name, which)
-    rmap = next((one for key, one in site.mappings.selected(imap) if key.lower() == kind), "")
-    if not rmap:
-        raise InputError(f"{imap} has no type {kind[:40]!r}", remedy="choose one of its table")
-    parameters, rows = _table(site, rmap)
-    page = paged(rows, number, 100)
-    return {"name": name, "instrument": which, "type": kind, "rmap": rmap, "parameters": parameters, "page": page}
-
-
-def _table(site: Site, rmap: str) -> tuple[list[str], list[list[str]]]:
-    """Return the rules of an rmap as crds lays them out: names of columns, and rows."""
-    flat = loaded(site, rmap).selector.todict_flat()
-    parameters = [_said(one) for one in flat["parameters"]]
-    rows = [[_said(value) for value in row] for row in flat["selections"]]
-    width = max([len(parameters), *map(len, rows)])
-    # Where whole branches are N/A a row is shorter: its last value is what is selected.
-    return parameters, [[*row[:-1], *[""] * (width - len(row)), *row[-1:]] for row in rows]
-
-
-def _said(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-
-
-def loaded(site: Site, name: str) -> Any:  # noqa: ANN401 - crds has no types
-    """Return a mapping as crds has it; only contexts are kept, as others would drive them out."""
-    if name.endswith(".pmap"):
-        return site.stock.mapping(name)
-    return Stock(site.cache, site.observatory, site.mappings.closure).mapping(name)
-
-
-def _named(site: Site, name: str, ending: str = "map") -> str:
-    state = site.state
-    found = site.context(name, state)
-    if not found.endswith(ending):
-        sort = "mapping" if ending == "map" else "context"
-        raise InputError(f"{found} is no {sort}", remedy=f"choose one like {state.latest or 'those of the catalogue'}")
-    if state.files.get(found, {}).get("absent"):
-        raise InputError(f"{found} is known, but its content is not here", remedy="choose a newer one")
-    return found
-
-
-def mapping(site: Site, name: str) -> dict[str, Any]:
-    """Return one mapping: ``header``, ``lines`` of its text, ``names`` in it, and ``named_by``."""
-    state = site.state
-    name = _named(site, name)
-    header = site.mappings.header(name)
-    lines = site.mappings.path(name).read_text(encoding="utf-8").splitlines()
-    return {
-        "name": name,
-        "row": state.files.get(name),
-        "header": {key: _said(value) for key, value in header.items()},
-        "lines": lines,
-        "names": list(dict.fromkeys(one for _, one in site.mappings.selected(name))),
-        "named_by": naming(site, state, name),
-        "followed_by": sorted(n for n, row in state.files.items() if row.get("derived_from") == name),
-    }
-
-
-def naming(site: Site, state: State, name: str) -> list[str]:
-    """Return the mappings, of those whose content is here, that name a file; newest first.
-
-    Parameters
-    ----------
-    site, state : Site, State
-        Where.
-    name : str
-        A reference, or a mapping.
-
-    Returns
-    -------
-    list of str
-    """
-    above = {"pmap": "", "imap": ".pmap", "rmap": ".imap"}.get(name.rpartition(".")[2], ".rmap")
-    row = state.files.get(name, {})
-    return _naming(site, _candidates(state, above, row), {name})
-
-
-def _candidates(state: State, ending: str, row: Row) -> list[str]:
-    if not ending:
-        return []
-    wanted = {"instrument": row.get("instrument"), "filekind": row.get("filekind") if ending == ".rmap" else ""}
-    return [
-        name
-        for name, one in state.files.items()
-        if name.endswith(ending)
-        and one["type"] == "mapping"
-        and not one.get("absent")
-        and (ending == ".pmap" or all(not value or one.get(key) == value for key, value in wanted.items()))
-    ]
-
-
-def _naming(site: Site, candidates: Sequence[str], names: set[str]) -> list[str]:
-    def names_one(mapping: str) -> bool:
-        try:
-            return any(one in names for _, one in site.mappings.selected(mapping))
-        except ReferencesError:  # it is known, but its content was never brought here
-            return False
-
-    with ThreadPoolExecutor(8) as pool:
-        there = list(pool.map(names_one, candidates))
-    return sorted((name for name, so in zip(candidates, there, strict=True) if so), reverse=True)
-
-
-# ---- differences
-
-
-@lru_cache(maxsize=8)
-def differences(site: Site, old: str, new: str) -> dict[str, Any]:
-    """Say how two contexts, or two mappings of one sort, differ; neither ever changes.
-
-    Parameters
-    ----------
-    site : Site
-        Where they are.
-    old, new : str
-        Names of mappings.
-
-    Returns
-    -------
-    dict
-        ``kinds``: per type the old and the new rmap, files ``added`` and ``removed``; ``mappings``: pairs of mappings
-        that differ; ``logical``: lines as ``crds diff`` writes them; ``text``: lines of a unified difference of the
-        two, and whether it was ``cut``.
-    """
-    from crds import diff
-
-    if old.rpartition(".")[2] != new.rpartition(".")[2]:
-        raise InputError(f"{old} and {new} are not of one sort", remedy="choose two contexts, or two rmaps")
-    before, after = _rmaps(site, old), _rmaps(site, new)
-    kinds, pairs = [], []
-    for key in sorted({*before, *after}):
-        one, other = before.get(key, ""), after.get(key, "")
-        if one == other:
-            continue
-        had, has = ({file for _, file in site.mappings.selected(rmap)} if rmap else set() for rmap in (one, other))
-        kinds.append(
-            {"instrument": key[0], "type": key[1], "old": one, "new": other}
-            | {"added": sorted(has - had), "removed": sorted(had - has)}
-        )
-        pairs.append((one, other))
-    said = sorted(loaded(site, old).difference(loaded(site, new)))
-    text = list(difflib.unified_diff(_lines(site, old), _lines(site, new), old, new, lineterm=""))
-    return {
-        "kinds": kinds,
-        "mappings": [(one, other) for one, other in pairs if one and other and (one, other) != (old, new)],
-        "logical": [str(diff.unquote_diff(one)) for one in said],
-        "text": text[:_LINES],
-        "cut": len(text) > _LINES,
-    }
-
-
-def _rmaps(site: Site, name: str) -> dict[tuple[str, str], str]:
-    """Return {(instrument, type): rmap} of a mapping and all that it names."""
-    rmaps = [one for one in site.mappings.closure(name) if one.endswith(".rmap")]
-    headers = [(site.mappings.header(one), one) for one in rmaps]
-    return {(str(header["instrument"]).lower(), str(header["filekind"]).lower()): one for header, one in headers}
-
-
-def _lines(site: Site, name: str) -> list[str]:
-    return site.mappings.path(name).read_text(encoding="utf-8").splitlines()
-
-
-#: What is sent and not yet submitted is called so where files are compared.
-UPLOADED = "uploaded:"
-
-
-def file_differences(site: Site, user: str, old: str, new: str) -> list[str]:
-    """Say how two references differ, in the words of ``crds diff``.
-
-    Parameters
-    ----------
-    site : Site
-        Where they are.
-    user : str
-        Whose uploads may be meant, as ``uploaded:<name>``; empty for nobody's.
-    old, new : str
-        Names of references.
-
-    Returns
-    -------
-    list of str
-        Lines; empty if they are the same.
-
-    Raises
-    ------
-    InputError
-        If there is none of them, it is too large, or they cannot be compared.
-    """
-    import tempfile
-    import warnings
-
-    place = site.settings.work / "compared"
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        paths = [Path(folder) / f"{number}-{name.removeprefix(UPLOADED)}" for number, name in enumerate((old, new))]
-        for name, path in zip((old, new), paths, strict=True):
-            _bring(site, user, name, path)
-        if paths[0].read_bytes() == paths[1].read_bytes():
-            return []
-        if not all(path.suffix == ".fits" for path in paths):
-            before, after = (path.read_text(encoding="utf-8", errors="replace").splitlines() for path in paths)
-            return list(difflib.unified_diff(before, after, old, new, lineterm=""))[:_LINES]
-        from astropy.io import fits
-        from crds import rowdiff
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                said = str(fits.FITSDiff(str(paths[0]), str(paths[1])).report())
-                said += f"\n{rowdiff.RowDiff(str(paths[0]), str(paths[1]))}"
-            except Exception as error:
-                raise InputError(f"{old} or {new} cannot be read as FITS", remedy="look at the files") from error
-        return said.replace(f"{folder}/0-", "").replace(f"{folder}/1-", "").splitlines()[:_LINES]
-
-
-def _bring(site: Site, user: str, name: str, path: Path) -> None:
-    """Copy a reference, or what a user has sent, to a file."""
-    from caldp.crdserver import uploads
-    from caldp.crdserver.mappings import reference_key
-    from caldp.store import Copy
-
-    if name.startswith(UPLOADED):
-        bare = uploads.checked_name(name.removeprefix(UPLOADED))
-        sent = {one.name: one for one in uploads.Uploads(site, user).files()} if user else {}
-        if bare not in sent or not sent[bare].whole:
-            raise InputError(f"you have sent no file {bare}", remedy="send it, or sign in")
-        size = sent[bare].size
-    else:
-        row = site.row(name)
-        if row["type"] != "reference" or row["state"] not in AVAILABLE or row.get("absent"):
-            raise InputError(f"the content of {name} cannot be had here", remedy="choose another reference")
-        size = row["size"]
-    if size > _COMPARED:
-        raise InputError(f"{name} has {size} bytes", remedy="compare it with crds diff")
-    if name.startswith(UPLOADED):
-        uploads.assemble(site, sent[bare].parts, path)
-    else:
-        site.store.download([Copy(reference_key(site.observatory, name), path)])
-
-
-def steps_between(state: State, old: str, new: str) -> int:
-    """Return how many contexts lie between two, the new one included, as far as derivation tells; 0 if it does not."""
-    steps, name, seen = 0, new, {new}
-    while name and name != old:
-        steps, name = steps + 1, str(state.files.get(name, {}).get("derived_from", ""))
-        if name in seen:
-            return 0
-        seen.add(name)
-    return steps if name == old else 0
 
 
 # ---- catalogue
@@ -592,8 +207,8 @@ def file(site: Site, name: str) -> dict[str, Any]:
         "to_be_had": row["state"] in AVAILABLE and not row.get("absent"),
     }
     if row["type"] == "reference" and named_by:
-        imaps = _naming(site, _candidates(state, ".imap", row), set(named_by))
-        found["contexts"] = sorted(_naming(site, _candidates(state, ".pmap", row), set(imaps)), key=serial)
+        imaps = naming_any(site, candidates(state, ".imap", row), set(named_by))
+        found["contexts"] = sorted(naming_any(site, candidates(state, ".pmap", row), set(imaps)), key=serial)
         found["rmap"] = _rmap_in_use(site, state, named_by)
         found["matches"] = matches(site, found["rmap"], name)
     elif row["type"] == "mapping":
@@ -604,7 +219,7 @@ def file(site: Site, name: str) -> dict[str, Any]:
 def _contexts_of(site: Site, state: State, name: str, row: Row, named_by: Sequence[str]) -> list[str]:
     if name.endswith(".pmap"):
         return []
-    pmaps = named_by if name.endswith(".imap") else _naming(site, _candidates(state, ".pmap", row), set(named_by))
+    pmaps = named_by if name.endswith(".imap") else naming_any(site, candidates(state, ".pmap", row), set(named_by))
     return sorted(pmaps, key=serial)
 
 
@@ -640,138 +255,6 @@ def _actions(site: Site, name: str, row: Row) -> list[Event]:
     return found
 
 
-# ---- best references
-
-
-def header_of(text: str) -> dict[str, str]:
-    """Read ``KEYWORD = value`` lines, as people type them or as FITS has them.
-
-    Parameters
-    ----------
-    text : str
-        Lines; what is behind a slash is a comment, as are lines that begin with ``#``.
-
-    Returns
-    -------
-    dict
-        {keyword in capitals: text}.
-
-    Raises
-    ------
-    InputError
-        If it has no such line.
-    """
-    found = {}
-    for line in text.splitlines():
-        match = None if line.lstrip().startswith("#") else _CARD.match(line)
-        if match:
-            quoted = match[2] if match[2] is not None else match[3]
-            found[match[1].upper()] = (match[4] or "").strip() if quoted is None else quoted.replace("''", "'").strip()
-    if not found:
-        raise InputError("this is no header", remedy="write lines such as INSTRUME = COS")
-    return found
-
-
-def fits_header(site: Site, data: bytes) -> dict[str, str]:
-    """Return the header of a FITS file, as crds reads it of a dataset.
-
-    Parameters
-    ----------
-    site : Site
-        Whose keywords are wanted.
-    data : bytes
-        The file.
-
-    Returns
-    -------
-    dict
-        {keyword: text}.
-
-    Raises
-    ------
-    InputError
-        If it is no FITS file, or damaged.
-    """
-    import tempfile
-    import warnings
-
-    if not data.startswith(b"SIMPLE  ="):
-        raise InputError("this is no FITS file", remedy="unpack it, or paste its header")
-    from crds import data_file
-
-    place = site.settings.work / "headers"
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place) as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = Path(folder) / "sent.fits"
-        path.write_bytes(data)
-        try:
-            header = data_file.get_unconditioned_header(str(path), observatory=site.observatory)
-        except Exception as error:
-            raise InputError(
-                "this FITS file cannot be read", remedy="look whether it is whole, or paste its header"
-            ) from error
-    return {str(key): str(value) for key, value in header.items()}
-
-
-def best(site: Site, name: str, header: Mapping[str, str]) -> dict[str, Any]:
-    """Choose references, with the code that stock clients ask.
-
-    Parameters
-    ----------
-    site : Site
-        Where.
-    name : str
-        A context, or what one is called.
-    header : mapping
-        {keyword: value} of a dataset.
-
-    Returns
-    -------
-    dict
-        ``context``, and ``rows``: ``type``, ``file`` or ``why`` there is none, ``rmap``, and the ``keys`` by which it
-        was chosen with their values.
-    """
-    from crds.core import utils
-
-    context = _named(site, name, ".pmap")
-    chosen = site.stock.best_references(context, header)
-    pmap = site.stock.mapping(context)
-    conditioned = utils.condition_header(dict(header))
-    imap = pmap.get_imap(pmap.get_instrument(conditioned))
-    minimal = pmap.minimize_header(conditioned)
-    rows = []
-    for kind, file in sorted(chosen.items()):
-        why = file.removeprefix("NOT FOUND").strip() if file.startswith("NOT FOUND") else ""
-        rmap = imap.selections.get(kind)
-        keys = {key: minimal.get(key, "UNDEFINED") for key in _keys(getattr(rmap, "header", {}))}
-        rows.append(
-            {"type": kind, "file": "" if why else file, "why": why, "keys": keys}
-            | {"rmap": getattr(rmap, "basename", ""), "known": file in site.state.files}
-        )
-    return {"context": context, "rows": rows, "header": dict(sorted(minimal.items()))}
-
-
-def best_of_dataset(site: Site, name: str, dataset: str) -> list[dict[str, Any]]:
-    """Choose references for a dataset, and for each exposure of a product: ``dataset``, and what ``best`` returns."""
-    found = []
-    for one, header in list(site.datasets.headers([dataset]).items())[:_DATASETS]:
-        if isinstance(header, str):
-            raise InputError(header, remedy="look for it, or give its header")
-        found.append({"dataset": one, **best(site, name, header)})
-    if not found:
-        raise InputError(f"there is no dataset {dataset[:60]!r}", remedy="give its header")
-    return found
-
-
-def keywords(site: Site, name: str, which: str) -> str:
-    """Return empty ``KEYWORD =`` lines of all that the rules of an instrument ask for, to be filled in."""
-    imap = site.stock.mapping(_named(site, name, ".pmap")).get_imap(which)
-    first = "INSTRUME" if site.observatory == "hst" else "META.INSTRUMENT.NAME"
-    wanted = [first, *(key for key in imap.get_required_parkeys() if key not in (first, "REFTYPE"))]
-    return "\n".join(f"{key} = {which.upper() if key == first else ''}" for key in wanted)
-
-
 # ---- submissions and deliveries
 
 
@@ -783,8 +266,6 @@ def listed_submissions(state: State, now_in: str = "") -> list[dict[str, Any]]:
 
 def messages(site: Site, channel: str) -> list[dict[str, Any]]:
     """Return what a job has said so far: ``type`` and ``text``; the last ones if there are many."""
-    from caldp.crdserver.channels import Channels
-
     try:
         said = Channels(site.records, site.observatory).pull(channel)
     except CaldpError:  # it was opened by nobody, or is gone
@@ -813,8 +294,6 @@ def review(site: Site, one: str) -> dict[str, Any]:
         ``lines``: {``errors``, ``warnings``, ``others``: list of str}; ``moved``: the context to derive from, if that
         is not the one that this submission was derived from; ``floats``: whether its context is then made anew.
     """
-    from caldp.crdserver import submissions
-
     state = site.state
     known = state.submissions[one]
     lines: dict[str, list[str]] = {"errors": [], "warnings": [], "others": []}
@@ -829,15 +308,6 @@ def review(site: Site, one: str) -> dict[str, Any]:
         "moved": moved,
         "floats": known.get("floats", True),
     }
-
-
-def classified(text: str | Iterable[str]) -> list[tuple[str, str]]:
-    """Return (class, line) of a unified difference: ``add``, ``del``, ``hunk``, ``file`` or empty."""
-    found = []
-    for line in text.splitlines() if isinstance(text, str) else text:
-        sort = {"+": "add", "-": "del", "@": "hunk"}.get(line[:1], "")
-        found.append(("file" if line.startswith(("+++ ", "--- ")) else sort, line))
-    return found
 
 
 def deliveries(site: Site) -> list[dict[str, Any]]:
@@ -863,11 +333,6 @@ def deliveries(site: Site) -> list[dict[str, Any]]:
 def archived_at_once(site: Site) -> bool:
     """Whether there is no archive to wait for."""
     return site.settings.archive == "none"
-
-
-def manifest(site: Site, one: str) -> str:
-    """Return where the archive is told of a submission."""
-    return f"{archive.folder(site)}/{one}.cat"
 
 
 # ---- affected datasets

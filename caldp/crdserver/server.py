@@ -85,6 +85,9 @@ class Server:
         """Take up the jobs that nobody works on, and end what is over."""
         for one in self.observatories.values():
             one.signin.sweep()
+            for name, known in one.site.state.submissions.items():
+                if known["state"] == "started":  # whoever began it may have been stopped before there was a job
+                    one.jobs.add(f"submission-{name}", "submission", {"submission": name})
             for job in one.jobs.open():
                 self._runner.start(one.name, job.id)
 

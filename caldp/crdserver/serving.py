@@ -6,13 +6,18 @@ import dataclasses
 import logging
 import os
 import socket
+import threading
 from typing import TextIO
 
 import uvicorn
 
 from caldp.crdserver.app import create
+from caldp.crdserver.server import Server, log
 from caldp.crdserver.settings import Settings
-from caldp.errors import UsageError
+from caldp.errors import CaldpError, UsageError
+
+#: Seconds between two looks at jobs and locks.
+_PAUSE = 30.0
 
 
 def serve(settings: Settings, host: str, port: int, url: str, out: TextIO) -> None:
@@ -49,4 +54,20 @@ def serve(settings: Settings, host: str, port: int, url: str, out: TextIO) -> No
     app = create(dataclasses.replace(settings, url=url), os.environ)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
     print(f"CRDS at {url}/ (Ctrl-C ends it)", file=out, flush=True)
-    server.run(sockets=[listening])
+    end = threading.Event()
+    looking = threading.Thread(target=_look_after, args=(app.state.server, end), daemon=True)
+    looking.start()
+    try:
+        server.run(sockets=[listening])
+    finally:
+        end.set()
+        looking.join(timeout=5)
+
+
+def _look_after(server: Server, end: threading.Event) -> None:
+    """Take up jobs whose worker died, and end locks that are over, for as long as somebody serves."""
+    while not end.wait(_PAUSE):
+        try:
+            server.resume()
+        except CaldpError as error:  # the next time may go better
+            log(logging.ERROR, str(error))

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from caldp.crdserver.journal import instant
 from caldp.crdserver.records import Record
 from caldp.crdserver.site import Site
 from caldp.crdserver.users import User, Users, digest
@@ -168,7 +169,7 @@ class SignIn:
                 )
             if record and not self._live(record):
                 self.expire(record)
-                record = self._records.get(self._locks, instrument)
+                continue  # somebody else may have locked it by now
             value = {"user": user.name, "since": time.time(), "until": time.time() + self._site.settings.lock_seconds}
             if record:
                 value["since"] = record.value["since"]
@@ -221,7 +222,7 @@ class SignIn:
 
     def expire(self, record: Record) -> None:
         """End a lock whose time is over: what its user has not confirmed is cancelled."""
-        self._cancel(record.value["user"], record.key, "its lock has expired")
+        self._cancel(record.value["user"], record.key, "its lock has expired", record.value["until"])
         try:
             self._records.delete(self._locks, record.key, expect=record.version)
         except ConflictError:
@@ -258,10 +259,12 @@ class SignIn:
 
         return submissions.unfinished(self._site.state, name, instrument)
 
-    def _cancel(self, name: str, instrument: str, why: str) -> None:
+    def _cancel(self, name: str, instrument: str, why: str, until: float | None = None) -> None:
         from caldp.crdserver import submissions
 
-        while one := submissions.unfinished(self._site.state, name, instrument):
+        # What was begun after a lock was over belongs to the next one: its user may have signed in again meanwhile.
+        before = "~" if until is None else instant(until)
+        while one := submissions.unfinished(self._site.state, name, instrument, before):
             submissions.cancel(self._site, one, name, why)
 
     def _audit(self, kind: str, who: str, why: str) -> None:

@@ -118,10 +118,14 @@ class Site:
         InputError
             If there is none.
         ReferencesError
-            If it was delivered, but is not in the archive yet.
+            If it was delivered, but is not in the archive yet; or known, but not in this store.
         """
         row = self.row(name)
         if row["state"] not in AVAILABLE:
             raise ReferencesError(f"{name} is {row['state']}, not yet archived", remedy="wait for the archive")
+        if row.get("absent"):
+            raise ReferencesError(
+                f"{name} is known, but its content is not in this store", remedy="caldp crds init brings it there"
+            )
         key = mapping_key if row["type"] == "mapping" else reference_key
         return key(self.observatory, name), row

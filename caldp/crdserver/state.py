@@ -140,7 +140,9 @@ def _imported(state: State, event: Event, read: Callable[[str], Any]) -> State:
     brought = read(event.data["object"])
     files = {**state.files}
     for name, row in brought["files"].items():
-        files[name] = {**row, **({"bad": files[name]["bad"]} if files.get(name, {}).get("bad") else {})}
+        # What was found bad here stays so, unless this is the like of another CRDS, which knows best.
+        stays = {} if event.data.get("exactly") or not files.get(name, {}).get("bad") else {"bad": files[name]["bad"]}
+        files[name] = {**row, **stays}
     return replace(
         state,
         files=files,

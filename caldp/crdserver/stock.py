@@ -10,7 +10,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ class Stock:
         if found is None:
             if self._bring:
                 self._bring(name)
-            from crds.core import rmap
+            from crds.core import rmap, utils
             from crds.core.exceptions import CrdsError
 
             with _environment(environment(self.cache, self.observatory)):
@@ -116,8 +116,12 @@ class Stock:
                         f"{name} cannot be loaded from {self.cache} ({error})", remedy="sync that CRDS cache again"
                     ) from error
             self._loaded[name] = found
-            while len(self._loaded) > _KEPT:
-                self._loaded.popitem(last=False)
+            if len(self._loaded) > _KEPT:
+                while len(self._loaded) > _KEPT:
+                    self._loaded.popitem(last=False)
+                # What crds remembers of a context, it remembers for ever, and with it the context.
+                with suppress(RuntimeError):  # others import more of crds meanwhile: then the next time
+                    utils.clear_function_caches()
         return found
 
     @contextmanager

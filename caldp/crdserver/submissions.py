@@ -59,9 +59,9 @@ def request_key(site: Site, one: str) -> str:
     return f"server/{site.observatory}/submissions/{one}/request.json.gz"
 
 
-def result_key(site: Site, one: str, attempt: int) -> str:
-    """Where it is kept what became of a submission."""
-    return f"server/{site.observatory}/submissions/{one}/result-{attempt}.json.gz"
+def result_key(site: Site, one: str, attempt: int, kind: str) -> str:
+    """Where it is kept what became of a submission: an attempt may find it ready, and fail to say so."""
+    return f"server/{site.observatory}/submissions/{one}/result-{attempt}-{kind.replace(' ', '-')}.json.gz"
 
 
 def rows_key(site: Site, one: str, attempt: int) -> str:
@@ -103,7 +103,13 @@ def start(site: Site, kind: str, user: str, instrument: str, channel: str, form:
     context = site.context({"pmap_latest": "latest", "pmap_text": named}.get(mode, "edit"))
     if not context.endswith(".pmap"):
         raise InputError(f"{context} is no context", remedy="derive from a .pmap")
-    files = Uploads(site, user).take()
+    if context not in site.state.files:
+        # What another submission has made may be taken back.
+        raise InputError(f"{context} is not confirmed yet", remedy="confirm it first, or derive from another one")
+    uploads = Uploads(site, user)
+    files = uploads.whole()
+    if said.get("auto_rename") == "False" and (odd := [name for name in files if name != name.lower()]):
+        raise InputError(f"{odd[0]} cannot stay: clients look for names in lower case", remedy="let CRDS rename it")
     one = f"{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(8)}"
     request = {
         "id": one,
@@ -125,6 +131,7 @@ def start(site: Site, kind: str, user: str, instrument: str, channel: str, form:
         return {"submission": one, **data}
 
     site.journal.append("submitted", user, description, submitted)
+    uploads.release(files)
     return one
 
 
@@ -135,11 +142,26 @@ def load(site: Site, one: str) -> Submission:
     return Submission(**site.journal.read(request_key(site, one)))
 
 
-def unfinished(state: State, user: str, instrument: str) -> str:
-    """Return the submission of a user and an instrument that is neither confirmed nor over; empty if there is none."""
+def unfinished(state: State, user: str, instrument: str, before: str = "~") -> str:
+    """Return a submission that is neither confirmed nor over; empty if there is none.
+
+    Parameters
+    ----------
+    state : State
+        Of which moment.
+    user, instrument : str
+        Whose, and for what.
+    before : str
+        Only one that was begun no later, as an event says when; by default whenever.
+
+    Returns
+    -------
+    str
+    """
     for one, known in state.submissions.items():
-        if known["state"] not in OVER and known["instrument"] == instrument and known["by"] == user:
-            return one
+        if (known["by"], known["instrument"]) == (user, instrument) and known["state"] not in OVER:
+            if known["at"] <= before:
+                return one
     return ""
 
 

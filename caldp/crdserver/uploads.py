@@ -6,10 +6,11 @@ that a client calls a file becomes a path.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ _BEGINS = {"fits": b"SIMPLE  =", "asdf": b"#ASDF", "imap": b"header", "rmap": b"
 #: Bytes of one part, and files of one user.
 LARGEST_PART = 5_500_000
 _MOST = 1000
+
+#: Parts of one file: what a record takes.
+_MOST_PARTS = 2300
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,11 @@ class Uploads:
             raise InputError(f"{name} is empty", remedy="look at your file")
         if total > (most := self._site.settings.largest_upload):
             raise InputError(f"{name}: {total} bytes are too many", remedy=f"files of {most} bytes at most are taken")
+        if not first and -(-total // len(data)) > _MOST_PARTS:
+            raise InputError(
+                f"{name}: {total} bytes in parts of {len(data)} are more than {_MOST_PARTS} parts",
+                remedy=f"send larger parts, of {LARGEST_PART} bytes at most",
+            )
         if not first and not data.startswith(_BEGINS.get(name.rpartition(".")[2], b"")):
             raise InputError(f"{name} does not look like its type", remedy="look at your file")
         sha256 = hashlib.sha256(data).hexdigest()
@@ -161,6 +170,12 @@ class Uploads:
 
     def take(self) -> dict[str, Upload]:
         """Return all files for a submission, which owns them from now on; InputError if one is not whole."""
+        found = self.whole()
+        self.release(found)
+        return found
+
+    def whole(self) -> dict[str, Upload]:
+        """Return all files; InputError if one is not whole, or was refused since the last time."""
         found = {one.name: one for one in self.files()}
         refused = list(self._site.records.scan(self._refusals))
         for record in refused:
@@ -173,9 +188,15 @@ class Uploads:
             raise InputError(
                 f"{partial[0].name}: {partial[0].size} of {partial[0].total} bytes have come", remedy="send it again"
             )
-        for name in found:
-            self._site.records.delete(self._space, name)
         return found
+
+    def release(self, files: Mapping[str, Upload]) -> None:
+        """Forget files that a submission owns; what was sent under their names since stays."""
+        for name, upload in files.items():
+            record = self._site.records.get(self._space, name)
+            if record and _upload(record).parts == upload.parts:
+                with contextlib.suppress(ConflictError):
+                    self._site.records.delete(self._space, name, expect=record.version)
 
     def _forget(self, record: Record) -> None:
         self._site.store.delete(*(part["key"] for part in record.value["parts"]))
@@ -188,6 +209,12 @@ def checked_name(name: str) -> str:
             f"{name[:120]!r} cannot be delivered", remedy="send .fits, .asdf, .json, .yaml or mappings, of plain names"
         )
     return name
+
+
+def owned(name: str, parts: Sequence[dict[str, Any]]) -> Upload:
+    """Return a file that is whole, of its parts."""
+    size = sum(part["size"] for part in parts)
+    return Upload(name, size, size, tuple(parts))
 
 
 def assemble(site: Site, parts: Sequence[dict[str, Any]], path: Path) -> str:

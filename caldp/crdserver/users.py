@@ -147,9 +147,10 @@ class Users:
             raise ReferencesUnavailableError(
                 f"{self._mast} does not say whose this token is ({type(error).__name__})", remedy="try it again later"
             ) from None
-        if said.get("anon", True):
+        if not isinstance(said, dict) or said.get("anon", True):
             return ""
-        return str(said.get("ezid") or said.get("eppn", "").partition("@")[0]).lower()
+        # Other institutions may have somebody of the same name: it counts with theirs, which no user has here.
+        return str(said.get("ezid") or str(said.get("eppn", "")).removesuffix("@stsci.edu")).lower()
 
 
 def _among(token_sha256: str, known: Record) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import logging
@@ -19,14 +20,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from caldp.crdserver import catalog, contexts, forms, pages
+from caldp.crdserver import catalog, comparisons, contexts, forms, lookups, pages, tables
 from caldp.crdserver.journal import now
 from caldp.crdserver.requests import SESSION, form_of, text
 from caldp.crdserver.server import Observatory, Server, log
 from caldp.crdserver.signin import RefusedError, Session, must_be, remaining
+from caldp.crdserver.site import Site
+from caldp.crdserver.state import Row
 from caldp.crdserver.uploads import Uploads, checked_name
 from caldp.errors import CaldpError, InputError, ReferencesError, UsageError, describe
 
@@ -74,7 +77,7 @@ def _templates() -> Environment:
     found.filters["left"] = lambda until: remaining(until - time.time())
     found.filters["count"] = lambda number: f"{number:,}"
     found.globals["query"] = _query
-    found.globals["classified"] = pages.classified
+    found.globals["classified"] = comparisons.classified
     return found
 
 
@@ -208,31 +211,31 @@ class _Pages:
         return await self._page(request, "overview", locks=await run_in_threadpool(self._one.signin.locks), **found)
 
     async def contexts(self, request: Request) -> Response:
-        found = await run_in_threadpool(pages.contexts, self._site, _number(request))
+        found = await run_in_threadpool(tables.contexts, self._site, _number(request))
         return await self._page(request, "contexts", page=found, state=self._site.state)
 
     async def context(self, request: Request) -> Response:
         name = request.path_params["name"]
         return await self._page(
-            request, "context", state=self._site.state, **await _found(pages.context, self._site, name)
+            request, "context", state=self._site.state, **await _found(tables.context, self._site, name)
         )
 
     async def instrument(self, request: Request) -> Response:
         names = [request.path_params[one] for one in ("name", "instrument")]
-        return await self._page(request, "instrument", **await _found(pages.instrument, self._site, *names))
+        return await self._page(request, "instrument", **await _found(tables.instrument, self._site, *names))
 
     async def rules(self, request: Request) -> Response:
         names = [request.path_params[one] for one in ("name", "instrument", "type")]
-        found = await _found(pages.rules, self._site, *names, _number(request))
+        found = await _found(tables.rules, self._site, *names, _number(request))
         return await self._page(request, "rules", state=self._site.state, **found)
 
     async def mapping(self, request: Request) -> Response:
-        found = await _found(pages.mapping, self._site, request.path_params["name"])
+        found = await _found(tables.mapping, self._site, request.path_params["name"])
         return await self._page(request, "mapping", **found)
 
     async def history(self, request: Request) -> Response:
         rows = sorted(self._site.state.history, reverse=True)
-        return await self._page(request, "history", page=pages.paged(rows, _number(request)), state=self._site.state)
+        return await self._page(request, "history", page=tables.paged(rows, _number(request)), state=self._site.state)
 
     async def differences(self, request: Request) -> Response:
         old, new = (request.query_params.get(name, "").strip() for name in ("old", "new"))
@@ -242,18 +245,18 @@ class _Pages:
             if not (old.endswith("map") or new.endswith("map")) and "." in old + new:
                 return await self._file_differences(request, old, new)
             old, new = self._site.context(old), self._site.context(new)
-            found = await run_in_threadpool(pages.differences, self._site, old, new)
+            found = await run_in_threadpool(comparisons.differences, self._site, old, new)
         except (InputError, ReferencesError) as error:
             return await self._page(
                 request, "differences", 404, old=old, new=new, found=None, lines=None, error=str(error)
             )
-        logical = pages.paged(found["logical"], _number(request), 200)
+        logical = tables.paged(found["logical"], _number(request), 200)
         return await self._page(request, "differences", old=old, new=new, found=found, logical=logical, lines=None)
 
     async def _file_differences(self, request: Request, old: str, new: str) -> Response:
         session = await _session(request, self._one)
         user = session.user.name if session else ""
-        lines = await run_in_threadpool(pages.file_differences, self._site, user, old, new)
+        lines = await run_in_threadpool(comparisons.file_differences, self._site, user, old, new)
         return await self._page(request, "differences", old=old, new=new, found=None, lines=lines)
 
     # ---- files
@@ -267,14 +270,11 @@ class _Pages:
         except InputError as error:
             raise HTTPException(404, str(error)) from error
         sort = request.query_params.get("format", "")
-        if sort == "csv":
-            return await run_in_threadpool(_csv, self._one, [(name, row) for name, row in rows])
-        if sort == "json":
-            said = await run_in_threadpool(lambda: [catalog.info(self._site, name, row) for name, row in rows])
-            return _download(json.dumps(said), "application/json", "catalogue.json")
+        if sort in ("csv", "json"):
+            return await run_in_threadpool(_listed, request, self._site, rows, sort)
         more: dict[str, Any] = {"choices": await run_in_threadpool(pages.choices, state), "columns": pages.COLUMNS}
         return await self._page(
-            request, "catalog", page=pages.paged(rows, _number(request)), wanted=wanted, search=asked, **more
+            request, "catalog", page=tables.paged(rows, _number(request)), wanted=wanted, search=asked, **more
         )
 
     async def file(self, request: Request) -> Response:
@@ -289,17 +289,17 @@ class _Pages:
             "header": "",
             "found": [],
             "instruments": self._one.instruments,
-            "contexts": self._site.state.contexts[: -pages.ROWS - 1 : -1],
+            "contexts": self._site.state.contexts[: -tables.ROWS - 1 : -1],
         }
         try:
             if request.method == "POST":
                 await self._of_header(request, given)
             elif given["dataset"]:
-                some = await run_in_threadpool(pages.best_of_dataset, self._site, given["context"], given["dataset"])
+                some = await run_in_threadpool(lookups.best_of_dataset, self._site, given["context"], given["dataset"])
                 given["found"] = some
             elif asked.get("instrument"):
                 which = _choice(asked["instrument"], self._one.instruments)
-                given["header"] = await run_in_threadpool(pages.keywords, self._site, given["context"], which)
+                given["header"] = await run_in_threadpool(lookups.keywords, self._site, given["context"], which)
         except RefusedError:
             raise
         except CaldpError as error:
@@ -311,11 +311,11 @@ class _Pages:
         given |= {"context": text(form, "context") or given["context"], "header": text(form, "header")}
         sent = form.get("file")
         if isinstance(sent, UploadFile) and sent.filename:
-            header = await run_in_threadpool(pages.fits_header, self._site, await sent.read())
+            header = await run_in_threadpool(lookups.fits_header, self._site, await sent.read())
             name = sent.filename[:100]
         else:
-            header, name = pages.header_of(given["header"]), "this header"
-        best = await run_in_threadpool(pages.best, self._site, given["context"], header)
+            header, name = lookups.header_of(given["header"]), "this header"
+        best = await run_in_threadpool(lookups.best, self._site, given["context"], header)
         given["found"] = [{"dataset": name, **best}]
 
     # ---- what has happened
@@ -327,7 +327,7 @@ class _Pages:
         sort = request.query_params.get("format", "")
         if sort == "json":
             said = [{k: getattr(e, k) for k in ("seq", "at", "who", "kind", "why")} for e in found["events"]]
-            return _download(json.dumps({"events": said, "before": found["before"]}), "application/json", "")
+            return JSONResponse({"events": said, "before": found["before"]})
         if sort == "rss":
             return Response(_rss(self._one, found["events"]), media_type="application/rss+xml")
         return await self._page(request, "activity", kinds=_KINDS, asked_for=asked, first=not before, **found)
@@ -337,13 +337,13 @@ class _Pages:
         rows = await run_in_threadpool(pages.listed_submissions, self._site.state, now_in)
         states = sorted({one["state"] for one in self._site.state.submissions.values()})
         return await self._page(
-            request, "submissions", page=pages.paged(rows, _number(request)), now_in=now_in, states=states
+            request, "submissions", page=tables.paged(rows, _number(request)), now_in=now_in, states=states
         )
 
     async def deliveries(self, request: Request) -> Response:
         rows = await run_in_threadpool(pages.deliveries, self._site)
         more: dict[str, Any] = {"at_once": pages.archived_at_once(self._site), "state": self._site.state}
-        return await self._page(request, "deliveries", page=pages.paged(rows, _number(request)), **more)
+        return await self._page(request, "deliveries", page=tables.paged(rows, _number(request)), **more)
 
     # ---- affected datasets
 
@@ -353,11 +353,11 @@ class _Pages:
         }
         if not (asked["old"] and asked["new"]):
             rows = await run_in_threadpool(pages.steps, self._site)
-            return await self._page(request, "affected", page=pages.paged(rows, _number(request)), found=None, **asked)
+            return await self._page(request, "affected", page=tables.paged(rows, _number(request)), found=None, **asked)
         old, new = await _found(self._step, asked["old"], asked["new"])
         found = await run_in_threadpool(pages.affected, self._site, old, new, asked["instrument"], asked["type"])
         job = await run_in_threadpool(self._one.jobs.get, asked["job"]) if asked["job"] else None
-        page = pages.paged(found["rows"] if found else (), _number(request))
+        page = tables.paged(found["rows"] if found else (), _number(request))
         given: dict[str, Any] = {**asked, "old": old, "new": new, "job": job, "found": found, "page": page}
         return await self._page(request, "affected", campaigns=self._server.settings.campaigns, **given)
 
@@ -395,7 +395,7 @@ class _Pages:
     async def set_context(self, request: Request) -> Response:
         session = await self._operator(request)
         state = self._site.state
-        given = {"context": request.query_params.get("context", ""), "which": request.query_params.get("which", "")}
+        given: dict[str, Any] = {name: request.query_params.get(name, "") for name in ("context", "which")}
         given["why"], error, status = "", "", 200
         if request.method == "POST":
             form = await form_of(request)
@@ -413,7 +413,8 @@ class _Pages:
                 log(logging.INFO, "context set", user=session.user.name, **moved)
                 return self._to("/")
         shown = await run_in_threadpool(self._proposed, given["context"] or state.edit, given["which"] or "latest")
-        return await self._page(request, "set_context", status, error=error, state=state, **{**given, **shown})
+        given = {**given, "error": error, **shown}
+        return await self._page(request, "set_context", status, state=state, **given)
 
     def _proposed(self, context: str, which: str) -> dict[str, Any]:
         """Say what a step would change; nothing of it if the context is none."""
@@ -421,11 +422,15 @@ class _Pages:
         old = state.edit if which == "edit" else state.latest
         try:
             new = self._site.context(context, state)
-            found = pages.differences(self._site, old, new) if old and old != new else None
-        except CaldpError:
-            return {"context": context, "which": which, "old": old, "new": "", "found": None, "known": None, "steps": 0}
+            found = comparisons.differences(self._site, old, new) if old and old != new else None
+        except CaldpError as error:
+            given = {"context": context, "which": which, "old": old, "new": "", "found": None}
+            return {**given, "error": str(error)}
         known = pages.affected(self._site, old, new) if found else None
-        more = {"found": found, "known": known, "steps": pages.steps_between(state, old, new)}
+        steps, row = comparisons.steps_between(state, old, new), state.files.get(new, {})
+        # As contexts has it: a single step may have the reason of its delivery.
+        reason = row.get("description", "") if row.get("derived_from") == old else ""
+        more = {"found": found, "known": known, "steps": steps, "reason": reason}
         return {"context": new, "which": which, "old": old, "new": new, **more}
 
     async def mark(self, request: Request) -> Response:
@@ -527,22 +532,24 @@ async def _found(question: Callable[..., Any], *about: Any) -> Any:  # noqa: ANN
         raise HTTPException(404, str(error)) from error
 
 
-def _download(text: str, media_type: str, name: str) -> Response:
-    headers = {"content-disposition": f'attachment; filename="{name}"'} if name else {}
-    return Response(text, media_type=media_type, headers=headers)
-
-
-def _csv(one: Observatory, rows: list[tuple[str, dict[str, Any]]]) -> Response:
-    out = io.StringIO()
-    writer = csv.writer(out)
-    first = True
-    for name, row in rows:
-        said = catalog.info(one.site, name, row)
-        if first:
-            writer.writerow(said)
-            first = False
-        writer.writerow(f"'{value}" if value.startswith(_FORMULA) else value for value in said.values())
-    return _download(out.getvalue(), "text/csv; charset=utf-8", "catalogue.csv")
+def _listed(request: Request, site: Site, rows: Sequence[tuple[str, Row]], sort: str) -> Response:
+    """Return rows of the catalogue as a file."""
+    said = [catalog.info(site, name, row) for name, row in rows]
+    if sort == "json":
+        data, kind = json.dumps(said).encode(), "application/json"
+    else:
+        out = io.StringIO()
+        writer = csv.writer(out)
+        writer.writerow(said[0] if said else ["name"])
+        for one in said:
+            writer.writerow(f"'{value}" if value.startswith(_FORMULA) else value for value in one.values())
+        data, kind = out.getvalue().encode(), "text/csv; charset=utf-8"
+    headers = {"content-disposition": f'attachment; filename="catalogue.{sort}"', "vary": "accept-encoding"}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        # All files at once are more than some servers can reply.
+        data = gzip.compress(data, 3)
+        headers["content-encoding"] = "gzip"
+    return Response(data, media_type=kind, headers=headers)
 
 
 def _rss(one: Observatory, events: list[Any]) -> str:

@@ -9,6 +9,7 @@ import json
 import shutil
 import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 import requests
 
 from tests import crds
-from tests.crds import TWOZXTAB, Answer, Client, CrdsServer, make_client
+from tests.crds import TWOZXTAB, Answer, Client, CrdsServer, Person, error_of, make_client
 from tests.desk import CONTEXT, unpacked
 
 crds_place, crds_server, make_crds = crds.crds_place, crds.crds_server, crds.make_crds
@@ -369,6 +370,14 @@ def test_the_message_of_an_error_survives_the_way_through_html(standing: CrdsSer
     assert "&lt;b&gt;&amp;amp;&lt;/b&gt;" in message
 
 
+def test_nobody_is_told_where_the_store_is(standing: CrdsServer) -> None:
+    """Of a context of long ago the catalogue knows, but its rules are not here."""
+    for method in ("get_mapping_names", "get_reference_names", "get_required_parkeys"):
+        message = call(standing.hst, method, ["hst_0595.pmap"])["error"]["message"]
+        assert "hst_0595.pmap" in message
+        assert str(standing.root) not in message
+
+
 def test_a_call_that_is_too_large_is_refused_before_it_is_read(standing: CrdsServer) -> None:
     reply = requests.post(f"{standing.hst}/json/", data=b" " * 9_000_000, timeout=60)
     assert reply.status_code == 413
@@ -622,3 +631,72 @@ def test_a_cache_elsewhere_says_where_it_is(
     crds_server.stop()
     crds_server.start()
     assert CONTEXT in done(stock("list", "--remote-context", "pipe-1")).stdout
+
+
+# --- datasets ----------------------------------------------------------------------------------------------------
+
+#: Real datasets; the first is of the exposure that has the known answers.
+COS, ACS = "LCE31SW6Q", "JA9553M3Q"
+
+
+@pytest.fixture
+def with_datasets(
+    crds_server: CrdsServer, environment: dict[str, str], tmp_path: Path, shared_data: Path, cos_data: Path
+) -> Client:
+    """A client whose server knows a few real datasets."""
+    raw = unpacked(cos_data / "inputs" / f"{RAW}.gz", tmp_path / RAW)
+    headers = shared_data / "dataset-headers"
+    sources = [str(raw), str(headers / "test_cos.json"), str(headers / "bestrefs_dnr_fix.json")]
+    crds_server.operate("datasets", "import", *sources)
+    client = make_client(tmp_path / "client", crds_server.hst, environment)
+    done(client("sync", "--contexts", CONTEXT, "hst_0600.pmap"))
+    return client
+
+
+def test_datasets_are_asked_for_by_their_ids(with_datasets: Client) -> None:
+    stock = with_datasets
+    ids = done(stock("list", "--dataset-ids-for-instruments", "cos", "--contexts", CONTEXT)).stdout.split()
+    assert f"{COS}:{COS}" in ids
+    assert len(ids) == 2
+    for name in (COS, f"{COS}:{COS}", COS.lower()):
+        header = done(stock("list", "--dataset-headers", name, "--contexts", CONTEXT)).stdout
+        assert "'INSTRUME' : 'COS'" in header or "'INSTRUME': 'COS'" in header, header
+        assert "DATE-OBS" in header
+    unknown = stock("list", "--dataset-headers", "BAR", "--contexts", CONTEXT)
+    assert "Can't determine instrument for dataset 'BAR'" in unknown.output
+    words = ("--new-context", CONTEXT, "--print-new-references", "--types", "bpixtab", "gsagtab")
+    best = done(stock("bestrefs", "--datasets", f"{COS}:{COS}", *words))
+    assert "36d1836ml_bpix.fits" in best.output.lower(), best.output
+
+
+def test_affected_datasets_are_those_that_the_client_finds_itself(
+    crds_server: CrdsServer, with_datasets: Client, tmp_path: Path
+) -> None:
+    stock = with_datasets
+    contexts = ("--old-context", "hst_0600.pmap", "--new-context", CONTEXT)
+    theirs = set(done(stock("bestrefs", "--affected-datasets", *contexts)).stdout.split())
+    assert theirs == {COS.lower(), ACS.lower(), "ldfd01010"}
+    crds_server.operate("affected", "hst_0600.pmap", CONTEXT, "--output", str(tmp_path / "affected.ids"))
+    ours = "".join(path.read_text() for path in tmp_path.glob("affected*"))
+    assert set(ours.lower().split()) == theirs
+
+
+def test_what_is_affected_is_published_once_it_is_computed(crds_server: CrdsServer, with_datasets: Client) -> None:
+    early = with_datasets("query_affected", "--starting-context", "hst_0600.pmap")
+    assert "Results for hst_0600.pmap --> hst_0601.pmap don't exist or are not yet complete" in early.output
+    crds_server.operate("set-context", "hst_0600.pmap", "--why", "to come back")
+    crds_server.operate("set-context", CONTEXT, "--why", "back again")
+    olga = Person(crds_server.hst, "olga", crds_server.tokens["olga"])
+    assert error_of(olga.sign_in("none")) == ""
+    assert error_of(olga.post("/affected/compute/", {"old": "hst_0600.pmap", "new": CONTEXT})) == ""
+    end = time.monotonic() + 60
+    while (found := call(crds_server.hst, "get_affected_datasets", ["hst", "hst_0600.pmap", CONTEXT]))["error"]:
+        assert time.monotonic() < end, found
+        time.sleep(0.3)
+    answer = found["result"]
+    products = {COS.lower(), ACS.lower(), "ldfd01010"}
+    assert {name.lower().partition(":")[0] for name in answer["affected_ids"]} == products
+    assert answer["bestrefs_status"] == 0
+    length = len(call(crds_server.hst, "get_context_history", ["hst"])["result"])
+    late = done(with_datasets("query_affected", "--starting-context", str(length - 2)))
+    assert {line.lower().partition(":")[0] for line in late.stdout.split()} == products, late.output

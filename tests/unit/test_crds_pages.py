@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from caldp.crdserver import contexts, datasets, pages, reprocessing
+from caldp.crdserver import comparisons, contexts, datasets, lookups, pages, reprocessing, tables
 from caldp.crdserver.affected import Affected
 from caldp.crdserver.site import Site
 from caldp.crdserver.state import State
+from caldp.crdserver.sweep import Counts
 from caldp.crdserver.uploads import Uploads
-from caldp.crdserver.verdicts import Counts, Reason
+from caldp.crdserver.verdicts import Reason
 from caldp.errors import InputError
 from caldp.store import Overwrite
 from tests.markup import faults
@@ -56,14 +57,14 @@ def stock(site: Site, *argv: str) -> list[str]:
     ],
 )
 def test_rows_are_cut_into_pages(total: int, number: int, expected: tuple[Any, ...]) -> None:
-    page = pages.paged(range(total), number, 3)
+    page = tables.paged(range(total), number, 3)
     assert (list(page.rows), page.number, page.pages, page.first, page.last) == expected
     assert page.total == total
 
 
 def test_lines_of_a_difference_have_their_sort() -> None:
     text = "--- a\n+++ b\n@@ -1 +1 @@\n-old\n+new\n same"
-    assert [sort for sort, _ in pages.classified(text)] == ["file", "file", "hunk", "del", "add", ""]
+    assert [sort for sort, _ in comparisons.classified(text)] == ["file", "file", "hunk", "del", "add", ""]
 
 
 # ---- headers
@@ -73,19 +74,19 @@ def test_headers_are_read_as_people_type_them() -> None:
     typed = (
         "# a comment\nINSTRUME= 'COS     '  / instrument\ndetector = FUV\nEXPTIME =  3.5 / seconds\n\nO = 'it''s'\nEND"
     )
-    assert pages.header_of(typed) == {"INSTRUME": "COS", "DETECTOR": "FUV", "EXPTIME": "3.5", "O": "it's"}
+    assert lookups.header_of(typed) == {"INSTRUME": "COS", "DETECTOR": "FUV", "EXPTIME": "3.5", "O": "it's"}
 
 
 @pytest.mark.parametrize("typed", ["", "nothing of this kind", "# A = 1", "= 3"])
 def test_what_is_no_header_is_refused(typed: str) -> None:
     with pytest.raises(InputError, match="no header"):
-        pages.header_of(typed)
+        lookups.header_of(typed)
 
 
 @pytest.mark.parametrize("data", [b"", b"SIMPLE  =                    T", b"SIMPLE  =" + bytes(9000), b"\x1f\x8bgz"])
 def test_what_is_no_fits_file_is_refused(site: Site, data: bytes) -> None:
     with pytest.raises(InputError):
-        pages.fits_header(site, data)
+        lookups.fits_header(site, data)
     assert list((site.settings.work).glob("headers/*")) == []
 
 
@@ -146,16 +147,16 @@ def test_the_catalogue_is_not_sorted_by_what_there_is_not(state: State) -> None:
 
 
 def test_tables_of_a_context_name_all_its_references(site: Site) -> None:
-    found = pages.context(site, "hst-latest")
+    found = tables.context(site, "hst-latest")
     assert found["name"] == LATEST
     cos = next(one for one in found["instruments"] if one["instrument"] == "cos")
-    types = pages.instrument(site, LATEST, "cos")["types"]
+    types = tables.instrument(site, LATEST, "cos")["types"]
     assert (cos["types"], cos["imap"]) == (len(types), "hst_cos_0306.imap")
     shown = set()
     for one in types:
         number = 1
         while True:
-            page = pages.rules(site, LATEST, "cos", one["type"], number)["page"]
+            page = tables.rules(site, LATEST, "cos", one["type"], number)["page"]
             shown |= {row[-1] for row in page.rows}
             if number == page.pages:
                 break
@@ -165,7 +166,7 @@ def test_tables_of_a_context_name_all_its_references(site: Site) -> None:
 
 
 def test_rules_are_a_table(site: Site) -> None:
-    found = pages.rules(site, LATEST, "cos", "deadtab", 1)
+    found = tables.rules(site, LATEST, "cos", "deadtab", 1)
     assert found["parameters"] == ["DETECTOR", "USEAFTER", "REFERENCE"]
     assert list(found["page"].rows)[0] == ["FUV", "1996-10-01 00:00:00", DEADTAB]
 
@@ -173,18 +174,18 @@ def test_rules_are_a_table(site: Site) -> None:
 @pytest.mark.parametrize(("which", "kind"), [("nircam", "deadtab"), ("cos", "biasfile")])
 def test_rules_that_there_are_not_are_refused(site: Site, which: str, kind: str) -> None:
     with pytest.raises(InputError):
-        pages.rules(site, LATEST, which, kind, 1)
+        tables.rules(site, LATEST, which, kind, 1)
 
 
 def test_a_mapping_says_what_names_it(site: Site) -> None:
-    found = pages.mapping(site, "hst_cos_0306.imap")
+    found = tables.mapping(site, "hst_cos_0306.imap")
     assert LATEST in found["named_by"]
     assert "hst_cos_deadtab_0250.rmap" in found["names"]
     assert found["header"]["derived_from"] == "hst_cos_0305.imap"
 
 
 def test_rules_differ_as_crds_diff_writes_it(site: Site) -> None:
-    found = pages.differences(site, BEFORE, LATEST)
+    found = comparisons.differences(site, BEFORE, LATEST)
     said = stock(site, "crds.diff", f"crds://{BEFORE}", f"crds://{LATEST}")
     folder = f"{site.mappings.folder}/"
     assert found["logical"] == [line.replace(folder, "") for line in said] and len(said) == 197
@@ -197,13 +198,13 @@ def test_rules_differ_as_crds_diff_writes_it(site: Site) -> None:
 
 def test_mappings_of_two_sorts_are_not_compared(site: Site) -> None:
     with pytest.raises(InputError, match="one sort"):
-        pages.differences(site, LATEST, "hst_cos_0306.imap")
+        comparisons.differences(site, LATEST, "hst_cos_0306.imap")
 
 
 def test_steps_between_contexts_are_counted(site: Site) -> None:
     state = site.state
-    assert pages.steps_between(state, BEFORE, LATEST) == 1
-    assert pages.steps_between(state, LATEST, BEFORE) == 0
+    assert comparisons.steps_between(state, BEFORE, LATEST) == 1
+    assert comparisons.steps_between(state, LATEST, BEFORE) == 0
 
 
 # ---- one file
@@ -222,9 +223,9 @@ def test_what_was_done_with_a_file_is_told(site: Site) -> None:
     found = pages.file(site, DEADTAB)
     assert [(event.kind, event.who, event.why) for event in found["actions"]] == [("bad", "olga", "wrong")]
     assert found["fields"]["rejected"] == "true"
-    assert DEADTAB in pages.context(site, LATEST)["bad_references"]
+    assert DEADTAB in tables.context(site, LATEST)["bad_references"]
     contexts.mark(site, ["hst_cos_0306.imap"], "olga", "wrong as well", bad=True)
-    assert pages.context(site, LATEST)["bad"] == ["hst_cos_0306.imap"]
+    assert tables.context(site, LATEST)["bad"] == ["hst_cos_0306.imap"]
 
 
 def test_files_that_a_user_has_sent_are_compared_with_others(site: Site, shared_data: Path) -> None:
@@ -234,15 +235,15 @@ def test_files_that_a_user_has_sent_are_compared_with_others(site: Site, shared_
     assert changed != data
     Uploads(site, "ann").receive("same.fits", data, "")
     Uploads(site, "ann").receive("other.fits", changed, "")
-    assert pages.file_differences(site, "ann", name, "uploaded:same.fits") == []
-    said = pages.file_differences(site, "ann", name, "uploaded:other.fits")
+    assert comparisons.file_differences(site, "ann", name, "uploaded:same.fits") == []
+    said = comparisons.file_differences(site, "ann", name, "uploaded:other.fits")
     assert any("USEAFTER" in line for line in said) and not any(str(site.settings.work) in line for line in said)
     with pytest.raises(InputError, match="you have sent no file"):
-        pages.file_differences(site, "bob", name, "uploaded:other.fits")
+        comparisons.file_differences(site, "bob", name, "uploaded:other.fits")
     with pytest.raises(InputError):
-        pages.file_differences(site, "ann", name, "uploaded:../../etc/passwd")
+        comparisons.file_differences(site, "ann", name, "uploaded:../../etc/passwd")
     with pytest.raises(InputError, match="cannot be had"):
-        pages.file_differences(site, "ann", name, DEADTAB)
+        comparisons.file_differences(site, "ann", name, DEADTAB)
 
 
 # ---- best references
@@ -251,8 +252,8 @@ def test_files_that_a_user_has_sent_are_compared_with_others(site: Site, shared_
 def test_best_references_are_those_of_the_stock_client(site: Site, shared_data: Path) -> None:
     raw = shared_data / "cos-ldfd01010" / "inputs" / "ldfd01vnq_rawtag_a.fits.gz"
     with gzip.open(raw) as stream:
-        header = pages.fits_header(site, stream.read(1_000_000) + bytes(2880))
-    found = pages.best(site, "hst-latest", header)
+        header = lookups.fits_header(site, stream.read(1_000_000) + bytes(2880))
+    found = lookups.best(site, "hst-latest", header)
     chosen = {row["type"]: row["file"] for row in found["rows"] if row["file"]}
     said = site.stock.best_references(LATEST, header)
     assert chosen == {kind: file for kind, file in said.items() if not file.startswith("NOT FOUND")}
@@ -265,16 +266,16 @@ def test_best_references_are_those_of_the_stock_client(site: Site, shared_data: 
 def test_best_references_of_a_dataset_are_those_of_its_header(site: Site) -> None:
     header = {"INSTRUME": "COS", "DETECTOR": "FUV", "DATE-OBS": "2017-01-01", "TIME-OBS": "00:00:00"}
     datasets.import_headers(site.store, "hst", [("LAAA01010:LAAA01AAQ", header), ("LAAA01010:LAAA01ABQ", header)])
-    found = pages.best_of_dataset(site, "hst-latest", "laaa01010")
+    found = lookups.best_of_dataset(site, "hst-latest", "laaa01010")
     assert [one["dataset"] for one in found] == ["LAAA01010:LAAA01AAQ", "LAAA01010:LAAA01ABQ"]
     files = {row["type"]: row["file"] for row in found[0]["rows"]}
     assert files["deadtab"] == DEADTAB
     with pytest.raises(InputError):
-        pages.best_of_dataset(site, "hst-latest", "LZZZ01010")
+        lookups.best_of_dataset(site, "hst-latest", "LZZZ01010")
 
 
 def test_keywords_to_be_given_are_those_of_the_rules(site: Site) -> None:
-    lines = pages.keywords(site, "hst-latest", "cos").splitlines()
+    lines = lookups.keywords(site, "hst-latest", "cos").splitlines()
     assert lines[0] == "INSTRUME = COS" and "DETECTOR = " in lines and "REFTYPE = " not in lines
 
 
