@@ -190,7 +190,7 @@ def set_context(site: Site, context: str, who: str, why: str, *, edit: bool = Fa
         if old == name:
             return None
         if not (why.strip() or _reason(state, old, name)):
-            raise InputError(f"from {old} to {name} is more than one step", remedy="say why")
+            raise InputError(f"the step from {old} to {name} has no reason yet", remedy="say why")
         return {"context": name, "old": old}
 
     # Of one step the reason is that of its delivery.
@@ -280,7 +280,7 @@ def point(site: Site) -> None:
     while True:
         _point(site, state)
         told, state = state, site.state
-        # Whoever writes last has looked last: of two who set contexts at once, the slower one may have written the older.
+        # Whoever writes last looks last: of two who set contexts at once, the slower one may have written the older.
         if (told.latest, told.bad_files) == (state.latest, state.bad_files):
             return
 

@@ -437,7 +437,7 @@ class Delivery:
             for change in diff.mapping_diffs(
                 str(self.rules / old), str(self.rules / new), observatory=self.site.observatory
             ):
-                said.append(" ".join(str(part) for part in change))
+                said.append(" ".join(str(part) for part in diff.remove_diff_paths(change)))
         text = "\n".join(difflib.unified_diff(before, after, old, new, lineterm=""))
         self.result.differences.append({"old": old, "new": new, "logical": said, "text": text})
 
@@ -541,7 +541,9 @@ def _must_be_data(path: Path, observatory: str) -> None:
             remedy="write literals only",
         ) from error
     if said["observatory"] != observatory:
-        raise BadFilesError(f"{path.name} is of {said['observatory'][:40]}", remedy=f"this is the CRDS of {observatory}")
+        raise BadFilesError(
+            f"{path.name} is of {said['observatory'][:40]}", remedy=f"this is the CRDS of {observatory}"
+        )
     if path.suffix == ".rmap":
         named = tuple(one.lower() for one in utils.get_file_properties(observatory, str(path)))
         if said["mapping"] != "reference" or kind != named:

@@ -188,9 +188,7 @@ def mirror(source: Site, target: Site, who: str) -> Filled:
     return _filled(target, theirs.contexts)
 
 
-def _bring(
-    site: Site, before: State, brought: dict[str, Any], who: str, why: str, *, exactly: bool = False
-) -> None:
+def _bring(site: Site, before: State, brought: dict[str, Any], who: str, why: str, *, exactly: bool = False) -> None:
     key = f"server/{site.observatory}/imported/{now().replace(':', '')}.json.gz"
     site.journal.keep(key, brought)
 

@@ -141,7 +141,7 @@ class Mappings:
         except NoObjectError as error:
             missing = str(error.args[0]).rpartition("/")[2] if error.args else absent[0]
             raise ReferencesError(
-                f"{self.store.uri} has no mapping {missing}", remedy="caldp crds init brings contexts there"
+                f"this CRDS has no mapping {missing}", remedy="caldp crds init brings contexts there"
             ) from error
         finally:
             for path in partial.values():

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from caldp.crdserver import campaigns, forms, submissions
+from caldp.crdserver import campaigns, contexts, forms, submissions
 from caldp.crdserver.channels import Channels
 from caldp.crdserver.jobs import Jobs, LambdaRunner, LocalRunner, runner
 from caldp.crdserver.methods import Methods
@@ -97,6 +97,13 @@ class Server:
         one.jobs.add(f"submission-{name}", "submission", {"submission": name})
         self._runner.start(one.name, f"submission-{name}")
         return name
+
+    def set_context(self, one: Observatory, session: Session, context: str, why: str, *, edit: bool) -> dict[str, str]:
+        """Set a context, and have found what that affects; return the old one and the new one."""
+        moved = contexts.set_context(one.site, context, session.user.name, why, edit=edit)
+        if not edit and moved["old"] and moved["old"] != moved["new"] and one.site.datasets.instruments():
+            self.have_affected(one, moved["old"], moved["new"])
+        return moved
 
     def have_affected(self, one: Observatory, old: str, new: str) -> str:
         """Have the affected datasets of a step between two contexts found; return the job."""

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -402,11 +402,8 @@ class _Pages:
             given = {name: text(form, name).strip() for name in ("context", "which", "why")}
             try:
                 edit = _choice(given["which"], ("latest", "edit")) == "edit"
-                moved = await run_in_threadpool(
-                    lambda: contexts.set_context(
-                        self._site, given["context"], session.user.name, given["why"], edit=edit
-                    )
-                )
+                step = (self._one, session, given["context"], given["why"])
+                moved = await run_in_threadpool(partial(self._server.set_context, *step, edit=edit))
             except (InputError, ReferencesError, UsageError) as refused:
                 error, status = str(refused), 400
             else:

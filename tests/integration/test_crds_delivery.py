@@ -267,7 +267,7 @@ def test_an_archive_has_its_say_before_anybody_gets_a_file(made_site: Callable[.
 
 
 def test_a_step_over_several_contexts_wants_a_reason(site: Site) -> None:
-    with pytest.raises(InputError, match="more than one step"):
+    with pytest.raises(InputError, match="has no reason yet"):
         set_context(site, "hst_0600.pmap", "olga", " ")
     set_context(site, "hst_0600.pmap", "olga", "back to 2018")
     assert site.state.latest == "hst_0600.pmap" and site.state.edit == "hst_0729.pmap"

@@ -45,10 +45,8 @@ class Context:
 @pytest.fixture
 def invoked(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
     """A client of Lambda that only takes note."""
-    client = mock.Mock()
-    monkeypatch.setattr(
-        jobs.aws, "make", lambda service, *a, **k: client if service == "lambda" else make(service, *a, **k)
-    )
+    client, others = mock.Mock(), jobs.aws.make
+    monkeypatch.setattr(jobs.aws, "make", lambda what, *a, **k: client if what == "lambda" else others(what, *a, **k))
     return client.invoke
 
 
