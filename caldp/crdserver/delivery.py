@@ -183,6 +183,7 @@ class Delivery:
                 _must_be_data(Path(path), self.site.observatory)
                 # Whoever has written it by hand need not have counted.
                 self._try("not a mapping", path, partial(checksum.update_checksum, path))
+                self._try("not a mapping", path, partial(_must_be_its_name, Path(path), self.site.observatory))
         else:
             self._must(self.submission.kind != "mappings", "only mappings are submitted so")
             for path in paths:
@@ -525,35 +526,39 @@ class Delivery:
 
 
 def _must_be_data(path: Path, observatory: str) -> None:
-    """Raise BadFilesError unless a mapping that somebody has written is nothing but data, and what its name says.
+    """Raise BadFilesError unless a mapping that somebody has written is nothing but data.
 
     crds runs mappings after a look at them which names of Python pass; what comes from outside is looked at before.
     """
-    from crds.core import utils
-
     try:
         header, _ = crds_rules.parse(_counted(path.read_text(encoding="utf-8")).encode())
-        said = {field: str(header[field]).lower() for field in ("mapping", "observatory")}
-        kind = tuple(str(header.get(field, "")).lower() for field in ("instrument", "filekind"))
+        said = str(header["observatory"]).lower()
     except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise BadFilesError(
             f"{path.name} is no mapping ({type(error).__name__}: {' '.join(str(error).split())[:160]})",
             remedy="write literals only",
         ) from error
-    if said["observatory"] != observatory:
-        raise BadFilesError(
-            f"{path.name} is of {said['observatory'][:40]}", remedy=f"this is the CRDS of {observatory}"
-        )
-    if path.suffix == ".rmap":
-        named = tuple(one.lower() for one in utils.get_file_properties(observatory, str(path)))
-        if said["mapping"] != "reference" or kind != named:
-            raise BadFilesError(
-                f"{path.name} is called one of {' '.join(named)}, and says that it is of {' '.join(kind)[:80]}",
-                remedy="give it the name of its kind, or one without any",
-            )
+    if said != observatory:
+        raise BadFilesError(f"{path.name} is of {said[:40]}", remedy=f"this is the CRDS of {observatory}")
     schema = str(header.get("schema_uri") or "asdf:")
     if not re.match(r"asdf:|https?:", schema):
         raise BadFilesError(f"{path.name}: {schema[:80]!r} is no schema", remedy="name one by asdf:// or http://")
+
+
+def _must_be_its_name(path: Path, observatory: str) -> None:
+    """Raise BadFilesError if an rmap, whose checksum is right, is called as one of another kind than it is."""
+    from crds.core import utils
+
+    if path.suffix != ".rmap":
+        return
+    header, _ = crds_rules.parse(path.read_bytes())
+    kind = [str(header.get(field, "")).lower() for field in ("instrument", "filekind")]
+    named = [str(one).lower() for one in utils.get_file_properties(observatory, str(path))]
+    if str(header.get("mapping", "")).lower() != "reference" or kind != named:
+        raise BadFilesError(
+            f"{path.name} is called one of {' '.join(named)}, and says that it is of {' '.join(kind)[:80]}",
+            remedy="give it the name of its kind, or one without any",
+        )
 
 
 def _counted(text: str) -> str:

@@ -64,7 +64,19 @@ class Methods:
 
     def get_context_by_date(self, date: str, observatory: str | None = None) -> str:
         self._ours(observatory)
-        return self._site.context(str(date))
+        # Rules of an instrument or a type are asked for in the same way: hst-cos-2018-01-01, hst-cos-deadtab-edit.
+        when = r"(\d{4}-\S+|edit|latest|operational)"
+        match = re.fullmatch(rf"{self._site.observatory}-([a-z]\w*)(?:-([a-z][\w-]*?))?-{when}", date, re.ASCII)
+        if match is None:
+            return self._site.context(date)
+        name = self._site.context(f"{self._site.observatory}-{match[3]}")
+        self._site.mappings.closure(name)
+        for key in filter(None, (match[1], match[2])):
+            below = {kind.lower(): rules for kind, rules in self._site.mappings.selected(name)}
+            if key not in below:
+                raise InputError(f"{name} has no rules for {key[:40]!r}")
+            name = below[key]
+        return name
 
     def get_context_history(self, observatory: str | None = None) -> list[list[str]]:
         self._ours(observatory)

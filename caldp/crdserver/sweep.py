@@ -203,7 +203,9 @@ class Sweep:
         places = np.flatnonzero(noted)
         columns = [(outcome[places], len(known)) for outcome, known in verdicts]
         labels, first = group(columns, len(places))
-        sums = [summed(known[int(outcome[places[one]])] for outcome, known in verdicts) for one in first.tolist()]
+        known = [of_type for _, of_type in verdicts]
+        found = zip(*(codes[first].tolist() for codes, _ in columns), strict=True)
+        sums = [summed(of[code] for of, code in zip(known, codes, strict=True) if code) for codes in found]
         counted = np.bincount(labels, minlength=len(first)).tolist()
         types: dict[str, int] = {}
         for (reasons, _, is_fatal), count in zip(sums, counted, strict=True):
