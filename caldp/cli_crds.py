@@ -210,6 +210,19 @@ def set_context_command(context: str, store_uri: str, records: str, observatory:
     click.echo(f"{moved['old'] or 'none'} -> {moved['new']}")
 
 
+@group.command("build")
+@click.argument("version")
+@click.argument("context", metavar="PMAP")
+@_place
+@_observatory
+def build_command(version: str, context: str, store_uri: str, records: str, observatory: str) -> None:
+    """Say which context goes with a VERSION of the calibration software; clients of JWST ask for it."""
+    with _told("build", version):
+        site = _site(store_uri, records, observatory)
+        site.records.put(f"{observatory}:builds", version, {"context": site.context(context)})
+    click.echo(f"{version}: {context}")
+
+
 @group.command("mark")
 @click.argument("what", type=click.Choice(["bad", "good"]))
 @click.argument("names", nargs=-1, required=True)

@@ -227,7 +227,7 @@ class Crds(Construct):
         files = Right("Keep", ("s3:PutObject",), rules, _WRITTEN)
         references = Right("Deliver", ("s3:PutObject", "s3:AbortMultipartUpload"), keys("references/*"), _WRITTEN)
         # What was sent, and what was made for a submission that came to nothing; versions stay.
-        left = keys("mappings/*", "references/*", "server/*/uploads/*")
+        left = keys("mappings/*", "references/*", "server/*/uploads/*", "server/*/replies/*")
         tidy = Right("Tidy", ("s3:DeleteObject",), left, _WRITTEN)
         write = ("dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem")
         records = Right("Records", write, (self.table.table_arn,))

@@ -22,10 +22,10 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from caldp.crdserver import archive, contexts, forms, submissions, web, wire
+from caldp.crdserver import archive, contexts, forms, submissions, tending, web, wire
 from caldp.crdserver.requests import CSRF, SESSION, body_of, form_of, text
 from caldp.crdserver.server import Observatory, Server, log
-from caldp.crdserver.settings import Settings
+from caldp.crdserver.settings import OBSERVATORIES, Settings
 from caldp.crdserver.signin import RefusedError, Session, checked_instrument, must_be
 from caldp.crdserver.uploads import Uploads, checked_name
 from caldp.errors import CaldpError, InputError, ReferencesError, describe
@@ -132,15 +132,19 @@ class Stock:
             log(logging.ERROR, f"{method}: {describe(error, '')}", observatory=self._one.name)
 
         reply = await run_in_threadpool(wire.answer, body, self._table, failed)
-        if len(reply) <= self._server.settings.inline:
-            return Response(reply, media_type="application/json")
-        name = f"{hashlib.sha256(reply).hexdigest()}.json"
-        await run_in_threadpool(self._keep, name, reply)
+        data = await run_in_threadpool(wire.written, reply)
+        if len(data) <= self._server.settings.inline:
+            return Response(data, media_type="application/json")
+        # Whoever asks the same is given the same object: the client does not look at the id.
+        data = await run_in_threadpool(wire.written, {**reply, "id": None})
+        name = f"{hashlib.sha256(data).hexdigest()}.json"
+        await run_in_threadpool(self._keep, name, data)
         return RedirectResponse(f"{self._one.site.url}/replies/{name}", status_code=303)
 
     def _keep(self, name: str, reply: bytes) -> None:
+        tending.note_reply(self._one.site, name)
         try:
-            self._one.site.store.put(_reply_key(self._one, name), reply, Create())
+            self._one.site.store.put(tending.reply_key(self._one.site, name), reply, Create())
         except ConflictError:
             return
 
@@ -149,7 +153,8 @@ class Stock:
         name = request.path_params["name"]
         if not _REPLY.fullmatch(name):
             raise HTTPException(404)
-        return await run_in_threadpool(self._sent, request, _reply_key(self._one, name), "application/json", -1)
+        key = tending.reply_key(self._one.site, name)
+        return await run_in_threadpool(self._sent, request, key, "application/json", -1)
 
     async def get(self, request: Request) -> Response:
         """Return a mapping or a reference."""
@@ -217,6 +222,7 @@ class Stock:
 
     async def logout(self, request: Request) -> Response:
         """Sign out; locks are let go, what is not confirmed is cancelled."""
+        _from_here(request)
         session = await self.session(request)
         if session:
             await run_in_threadpool(self._one.signin.sign_out, session)
@@ -264,6 +270,7 @@ class Stock:
 
     async def upload_delete(self, request: Request) -> Response:
         """Remove a file that was sent; the client asks for that with GET."""
+        _from_here(request)
         session = await self._must(request)
         name = checked_name(request.path_params["name"])
         await run_in_threadpool(Uploads(self._one.site, session.user.name).remove, name)
@@ -275,6 +282,7 @@ class Stock:
 
     async def open_channel(self, request: Request) -> Response:
         """Open a channel; the next submission of this user speaks there."""
+        _from_here(request)
         session = await self._must(request)
         key = await run_in_threadpool(self._one.channels.open, session.user.name)
         await run_in_threadpool(self._one.signin.note_channel, session, key)
@@ -301,7 +309,7 @@ class Stock:
         """Show a submission to the person who waits for it."""
         await self._must(request)
         name = request.path_params["id"]
-        known = self._one.site.state.submissions.get(name)
+        known = await run_in_threadpool(self._known, name)
         if known is None:
             raise HTTPException(404, "there is no such submission")
         result = await run_in_threadpool(submissions.result, self._one.site, name)
@@ -313,7 +321,7 @@ class Stock:
         form = await form_of(request)
         name, button = text(form, "results_id"), text(form, "button")
         site = self._one.site
-        known = site.state.submissions.get(name)
+        known = await run_in_threadpool(self._known, name)
         if known is None:
             raise InputError(f"there is no submission {name[:60]!r}", remedy="look at the list of submissions")
         if known["by"] != session.user.name and not session.user.operator:
@@ -330,12 +338,18 @@ class Stock:
             raise InputError(f"{button[:20]!r} is no button", remedy="confirm or cancel")
         if known["by"] == session.user.name:
             await run_in_threadpool(self._one.signin.unlock, session.user, known["instrument"])
-        known = site.state.submissions[name]
+        known = await run_in_threadpool(self._known, name)
+        assert known is not None  # noqa: S101 - submissions stay
         return await web.confirmed_page(request, self._one, name, known, renamed)
 
+    def _known(self, name: str) -> dict[str, Any] | None:
+        return self._one.site.state.submissions.get(name)
 
-def _reply_key(one: Observatory, name: str) -> str:
-    return f"server/{one.name}/replies/{name}"
+
+def _from_here(request: Request) -> None:
+    """Refuse what changes something by GET, as the client wants it, if a link of a stranger's page asks for it."""
+    if request.headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
+        raise RefusedError("a page of another server asks for this", remedy="use the page of this one")
 
 
 class _Guard:
@@ -351,6 +365,8 @@ class _Guard:
             return
         request = Request(scope)
         observatory = scope["path"].split("/")[1] if scope["path"].count("/") > 1 else ""
+        # What a client calls a path becomes no part of a header.
+        observatory = observatory if observatory in OBSERVATORIES else ""
         # The client takes it from every reply, the last one before a POST must have it.
         csrf = request.cookies.get(CSRF, "")
         if not re.fullmatch(r"[A-Za-z0-9_-]{20,64}", csrf):

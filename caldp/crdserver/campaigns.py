@@ -73,7 +73,10 @@ def start(site: Site, old: str, new: str, who: str) -> str:
     try:
         place.put(key, json.dumps(listed, indent=1).encode(), Create())
     except ConflictError:
-        raise InputError(f"{place.url(key)} is there: this campaign has begun", remedy="look at its status") from None
+        if parse_uri(settings.campaigns)[0] == "s3":
+            raise InputError(f"{place.url(key)} is there: it has begun", remedy="look at its status") from None
+        # Whoever began it may have been stopped before there was a job; a campaign that runs is not run twice.
+        return f"{place.uri}/{name}"
     site.journal.append("campaign", who, f"{len(ids)} datasets for {new}", lambda _: {"list": place.url(key)})
     return place.url(key) if parse_uri(settings.campaigns)[0] == "s3" else f"{place.uri}/{name}"
 

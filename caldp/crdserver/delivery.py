@@ -115,6 +115,7 @@ class Delivery:
         self.result = Result(submission.context)
         self._say = say
         self._rows: dict[str, dict[str, Any]] = {}
+        self._sent: dict[str, str] = {}
         for place in (self.files, self.rules):
             place.mkdir(parents=True)
 
@@ -160,7 +161,9 @@ class Delivery:
         # Whoever began it may have been stopped before it had them.
         sent = uploads.Uploads(self.site, self.submission.user)
         sent.release({n: uploads.owned(n, parts) for n, parts in self.submission.files.items()})
-        known = {row["sha1"]: name for name, row in self.site.state.files.items() if row["sha1"]}
+        # Those of HST get another header, so that what is kept differs from what was sent.
+        known = {row.get("sha1_sent", row["sha1"]): name for name, row in self.site.state.files.items()}
+        known |= {row["sha1"]: name for name, row in self.site.state.files.items()}
         seen: dict[str, str] = {}
         for name, parts in self.submission.files.items():
             sha1 = uploads.assemble(self.site, parts, self.files / name)
@@ -168,6 +171,7 @@ class Delivery:
             if same:
                 raise BadFilesError(f"{name} is identical with {same}", remedy="submit only what is new")
             seen[sha1] = name
+        self._sent = {name: sha1 for sha1, name in seen.items()}
         for name in self.site.mappings.closure(self.submission.context):
             # A copy: crds may write into its cache.
             shutil.copyfile(self.site.mappings.path(name), self.rules / name)
@@ -459,7 +463,11 @@ class Delivery:
             "description": form.get("description", ""),
             "change_level": form.get("change_level", ""),
             "submission": self.submission.id,
-            **({"uploaded_as": sent} if sent in self.submission.files else {"derived_from": sent}),
+            **(
+                {"uploaded_as": sent, "sha1_sent": self._sent[sent]}
+                if sent in self.submission.files
+                else {"derived_from": sent}
+            ),
         }
         if kind == "reference":
             row |= _provenance(path)
@@ -578,7 +586,8 @@ def _next_mapping(state: State, old: str, used: Iterable[str]) -> str:
 
 def _last(stem: str, names: Iterable[str], ending: str = "") -> int:
     pattern = re.compile(rf"{re.escape(stem)}_(\d+)" + (re.escape(ending) if ending else r"\.\w+"))
-    return max((int(match[1]) for name in names if (match := pattern.fullmatch(name))), default=0)
+    same = (name for name in names if name.startswith(stem))
+    return max((int(match[1]) for name in same if (match := pattern.fullmatch(name))), default=0)
 
 
 def _provenance(path: Path) -> dict[str, str]:

@@ -32,6 +32,10 @@ _RENEW = 20.0
 #: Attempts of one job.
 ATTEMPTS = 3
 
+#: Seconds that a worker may take, and its share of the memory of this machine.
+_LONGEST = 86400.0
+_SHARE = 0.4
+
 #: States of a job that is over.
 OVER = ("done", "failed")
 
@@ -77,10 +81,13 @@ class Jobs:
         self._space = f"{site.observatory}:jobs"
 
     def add(self, name: str, kind: str, about: dict[str, Any]) -> bool:
-        """Add a job; False if there is one of this name."""
+        """Add a job; False if there is one of this name that is not over, or was done."""
         value = {"kind": kind, "about": about, "attempt": 0, "state": "waiting", "until": 0.0, "made": time.time()}
+        there = self._site.records.get(self._space, name)
+        if there and there.value["state"] != "failed":
+            return False
         try:
-            self._site.records.put(self._space, name, value, expect=0)
+            self._site.records.put(self._space, name, value, expect=there.version if there else 0)
         except ConflictError:
             return False
         return True
@@ -229,12 +236,21 @@ class LocalRunner:
             argv = [sys.executable, "-m", "caldp.crdserver.job", observatory, name]
             env = {**self._environ, "CALDP_CRDS_JOB": json.dumps(as_json(self._settings))}
             try:
-                done = programs.run(argv, cwd=Path(folder), env=env, on_line=self._log, cancelled=self._stop)
+                done = programs.run(
+                    argv, cwd=Path(folder), env=env, on_line=self._log, cancelled=self._stop, limit=_limit()
+                )
             except programs.StartError as error:
                 self._log(str(error))
                 return
         if done.returncode:
             self._log(f"job {name}: {done.outcome}")
+
+
+def _limit() -> programs.Limit:
+    """Return what a worker may use: a file that unpacks without end takes its worker, and not this machine."""
+    import psutil
+
+    return programs.Limit(seconds=_LONGEST, memory=int(psutil.virtual_memory().total * _SHARE))
 
 
 class LambdaRunner:

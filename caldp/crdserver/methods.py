@@ -16,6 +16,9 @@ from caldp.errors import CaldpError, InputError
 #: What the client looks for when it asks for what is not computed yet.
 _NOT_YET = "No precomputed affected datasets results exist"
 
+#: Keywords of a dataset that clients are told whatever the rules look at.
+_ALWAYS = ("INSTRUME", "DETECTOR", "DATE-OBS", "TIME-OBS", "EXPSTART", "MEMBER_TYPE")
+
 Header = Mapping[str, Any]
 
 
@@ -31,6 +34,7 @@ class Methods:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._info: tuple[int, dict[str, Any]] = (-1, {})
+        self._database: tuple[int, str] = (-1, "")
 
     def table(self) -> dict[str, Callable[..., Any]]:
         """Return {name: function}."""
@@ -57,7 +61,7 @@ class Methods:
 
     def get_build_context(self, observatory: str, calver: str) -> str:
         self._ours(observatory)
-        found = self._site.records.get(f"{self._site.observatory}:builds", str(calver))
+        found = self._site.records.get(f"{self._site.observatory}:builds", calver[:100]) if calver else None
         if found is None:
             raise InputError(f"no context is known for version {str(calver)[:40]!r} of the calibration software")
         return str(found.value["context"])
@@ -147,7 +151,11 @@ class Methods:
 
     def get_sqlite_db(self, observatory: str | None = None) -> str:
         self._ours(observatory)
-        return base64.b64encode(zlib.compress(catalog.sqlite(self._site))).decode("ascii")
+        seq = self._site.state.seq
+        if self._database[0] != seq:
+            packed = base64.b64encode(zlib.compress(catalog.sqlite(self._site))).decode("ascii")
+            self._database = (seq, packed)
+        return self._database[1]
 
     # ---- best references
 
@@ -209,8 +217,19 @@ class Methods:
     def get_dataset_headers_by_id(
         self, context: str, dataset_ids: Sequence[str], datasets_since: str | None = None
     ) -> dict[str, Any]:
-        self._site.context(context)
-        return dict(self._site.datasets.headers([str(one).upper() for one in dataset_ids], datasets_since))
+        wanted = self._wanted(self._site.context(context))
+        found = self._site.datasets.headers([str(one).upper() for one in dataset_ids], datasets_since)
+        return {
+            one: header if isinstance(header, str) else {k: text for k, text in header.items() if k in wanted}
+            for one, header in found.items()
+        }
+
+    def _wanted(self, context: str) -> set[str]:
+        """Return the keywords that clients look at: a catalogue may have all that headers have."""
+        mapping = self._site.stock.mapping(context)
+        required = mapping.get_required_parkeys()
+        kinds = {str(kind).upper() for name in required for kind in mapping.get_imap(name).selections}
+        return {*_ALWAYS, *kinds, *(str(keyword) for keywords in required.values() for keyword in keywords)}
 
     def get_affected_datasets(
         self, observatory: str, old_context: str | None = None, new_context: str | None = None

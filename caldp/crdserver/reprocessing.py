@@ -67,7 +67,8 @@ def result(site: Site, old: str | None, new: str | None) -> dict[str, Any] | Non
     found = kept(site, old, new)
     if found is None:
         return None
-    ids = sorted(found["datasets"])
+    # As the client prints what is affected: products, which are what is calibrated.
+    ids = sorted({one.partition(":")[0].lower() for one in found["datasets"]})
     return {
         "affected_ids": ids,
         "user_affected_ids": ids,

@@ -113,7 +113,8 @@ class Stock:
                         found.force_load()
                 except (CrdsError, OSError) as error:
                     raise ReferencesError(
-                        f"{name} cannot be loaded from {self.cache} ({error})", remedy="sync that CRDS cache again"
+                        f"{name} cannot be loaded ({' '.join(str(error).replace(str(self.cache), '').split())[:300]})",
+                        remedy="sync that CRDS cache again",
                     ) from error
             self._loaded[name] = found
             if len(self._loaded) > _KEPT:

@@ -163,16 +163,11 @@ class Uploads:
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
+        self._site.records.delete(self._refusals, name)
         record = self._site.records.get(self._space, name)
         if record:
             self._site.records.delete(self._space, name)
             self._forget(record)
-
-    def take(self) -> dict[str, Upload]:
-        """Return all files for a submission, which owns them from now on; InputError if one is not whole."""
-        found = self.whole()
-        self.release(found)
-        return found
 
     def whole(self) -> dict[str, Upload]:
         """Return all files; InputError if one is not whole, or was refused since the last time."""

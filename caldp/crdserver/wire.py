@@ -16,6 +16,9 @@ from caldp.errors import CaldpError, InputError
 #: Bytes of a call; the largest asks for 1,000 headers.
 LARGEST_CALL = 8_000_000
 
+#: Characters of the id of a call.
+_LONGEST_ID = 200
+
 Method = Callable[..., Any]
 
 
@@ -25,7 +28,7 @@ def encoded(value: Any) -> dict[str, str]:  # noqa: ANN401 - whatever fits JSON
     return {"crds_encoded": "1.0", "crds_payload": base64.b64encode(packed).decode("ascii")}
 
 
-def answer(body: bytes, methods: Mapping[str, Method], failed: Callable[[str, Exception], None]) -> bytes:
+def answer(body: bytes, methods: Mapping[str, Method], failed: Callable[[str, Exception], None]) -> dict[str, Any]:
     """Answer one call.
 
     Parameters
@@ -39,12 +42,14 @@ def answer(body: bytes, methods: Mapping[str, Method], failed: Callable[[str, Ex
 
     Returns
     -------
-    bytes
+    dict
         The reply: it has an ``error`` or a ``result``, and always both keys.
     """
     try:
         call = json.loads(body)
         called, name, params = call.get("id"), call.get("method"), call.get("params", [])
+        if len(str(called)) > _LONGEST_ID:
+            raise ValueError("an id that long is none")
     except (ValueError, AttributeError, RecursionError):
         return _reply(None, None, "this is no call of JSON-RPC")
     try:
@@ -93,7 +98,12 @@ def _fits(value: Any, hint: Any) -> bool:  # noqa: ANN401 - as JSON has it
     return all(_fits(one, each) for one in values)
 
 
-def _reply(called: Any, result: Any, error: str | None) -> bytes:  # noqa: ANN401 - as JSON has it
+def written(reply: Mapping[str, Any]) -> bytes:
+    """Return a reply as it is sent."""
+    return json.dumps(reply, separators=(",", ":")).encode()
+
+
+def _reply(called: Any, result: Any, error: str | None) -> dict[str, Any]:  # noqa: ANN401 - as JSON has it
     # The client undoes the escapes of a message, and looks into nothing but the message.
     said = (
         None
@@ -105,5 +115,4 @@ def _reply(called: Any, result: Any, error: str | None) -> bytes:  # noqa: ANN40
             "data": None,
         }
     )
-    reply = {"jsonrpc": "1.0", "id": called, "error": said, "result": result}
-    return json.dumps(reply, separators=(",", ":")).encode()
+    return {"jsonrpc": "1.0", "id": called, "error": said, "result": result}

@@ -211,7 +211,6 @@ print(json.dumps(found))
     assert fetched.code == 0, fetched.output
     path = next(clients["bob"].cache.rglob(ann["map"]["new_1dx.fits"]))
     assert fits.getval(path, "USEAFTER") == "Jan 01 2018 00:00:00"
-    assert fits.getval(path, "FILENAME") == path.name
 
     # Who comes second is told the names as well, though his context is not derived from the one that he began with.
     assert bob["map"][BASE["acs"]] == "hst_acs_0422.imap"
@@ -283,6 +282,22 @@ def test_the_submit_command_delivers_certifies_and_signs_out(
     assert answer.code == 0, answer.output
     assert error_of(person("bob").sign_in("cos")) == ""
     assert_sound(crds_server)
+
+
+def test_a_delivered_reference_knows_its_own_name(
+    crds_server: CrdsServer, person: Callable[..., Person], reference: Path, tmp_path: Path
+) -> None:
+    """HST's files have it in their header; calibrations and later certifications read it there."""
+    ann = person("ann")
+    submission = deliver(ann, "cos", reference)
+    name = new_name(ann.get(f"/display_result/{submission}"), reference.name)
+    ann.button(submission, "confirm")
+    path = tmp_path / name
+    path.write_bytes(requests.get(f"{crds_server.hst}/get/{name}", timeout=60).content)
+    header = fits.getheader(path)
+    assert header["FILENAME"] == name
+    assert header["ROOTNAME"] == name.removesuffix(".fits").upper()
+    assert any(f"{reference.name} renamed to {name}" in line for line in header["HISTORY"])
 
 
 def test_files_that_certify_refuses_are_bad_files(

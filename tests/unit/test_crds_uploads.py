@@ -126,10 +126,10 @@ def test_a_removed_file_leaves_nothing(site: Site) -> None:
 def test_what_is_not_whole_is_not_submitted(site: Site) -> None:
     uploads = Uploads(site, "ann")
     with pytest.raises(InputError, match="no files"):
-        uploads.take()
+        uploads.whole()
     uploads.receive("new_dead.fits", *parts_of(FITS, 3000)[0])
     with pytest.raises(InputError, match=f"3000 of {len(FITS)} bytes have come"):
-        uploads.take()
+        uploads.whole()
     assert len(uploads.files()) == 1
 
 
@@ -139,8 +139,10 @@ def test_what_was_refused_is_told_when_the_rest_is_submitted(site: Site) -> None
     with pytest.raises(InputError):
         uploads.receive("other_dead.fits", b"no FITS", "")
     with pytest.raises(InputError, match=r"other_dead.fits does not look like its type.*1 refused"):
-        uploads.take()
-    assert list(uploads.take()) == ["new_dead.fits"]
+        uploads.whole()
+    whole = uploads.whole()
+    assert list(whole) == ["new_dead.fits"]
+    uploads.release(whole)
     assert uploads.files() == []
 
 

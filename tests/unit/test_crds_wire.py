@@ -32,7 +32,7 @@ METHODS = {"add": add, "fail": fail, "break_down": break_down}
 
 def called(method: Any, params: Any, **more: Any) -> dict[str, Any]:
     body = json.dumps({"jsonrpc": "1.0", "method": method, "params": params, "id": "x"} | more).encode()
-    return dict(json.loads(wire.answer(body, METHODS, Mock())))
+    return dict(json.loads(wire.written(wire.answer(body, METHODS, Mock()))))
 
 
 def test_a_call_with_a_list_or_with_names() -> None:
@@ -59,16 +59,21 @@ def test_calls_that_make_no_sense(method: Any, params: Any) -> None:
     assert called(method, params)["error"]["message"].startswith("OtherError: ")
 
 
+def test_an_id_that_is_no_id() -> None:
+    assert called("add", [2], id="x" * 201)["error"]["message"] == "OtherError: this is no call of JSON-RPC"
+    assert called("add", [2], id="x" * 200)["result"] == 3
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null", b"\xff", b"[" * 100_000, b'"text"'])
 def test_bodies_that_are_no_call(body: bytes) -> None:
-    reply = json.loads(wire.answer(body, METHODS, Mock()))
+    reply = json.loads(wire.written(wire.answer(body, METHODS, Mock())))
     assert reply["error"]["message"] == "OtherError: this is no call of JSON-RPC"
 
 
 def test_what_breaks_is_logged_and_not_told() -> None:
     failed = Mock()
     body = json.dumps({"method": "break_down", "params": [], "id": 1}).encode()
-    reply = json.loads(wire.answer(body, METHODS, failed))
+    reply = json.loads(wire.written(wire.answer(body, METHODS, failed)))
     assert reply["error"]["message"] == "OtherError: break_down failed: ZeroDivisionError"
     assert failed.call_args.args[0] == "break_down"
 
