@@ -20,6 +20,10 @@ from caldp.crdserver.state import State
 from caldp.errors import BusyError, ReferencesError, UsageError
 from caldp.store import Copy, Progress, quietly
 
+#: Names of HST: a time, a letter for the instrument, and an ending for the type, which may stand for several.
+_OLD = re.compile(r"[a-z0-9]{8}([a-z])_([a-z0-9]+)\.\w+")
+_LETTERS = {"j": "acs", "i": "wfc3", "o": "stis", "l": "cos", "u": "wfpc2", "n": "nicmos", "m": "synphot"}
+
 _MAPPING = re.compile(r".*\.[pir]map")
 
 
@@ -110,8 +114,9 @@ def fill(site: Site, cache: Path, who: str, catalogue: Path | None = None, progr
         if name.endswith(".rmap")
         for _, reference in parsed[name][1]
     }
+    endings = _endings(obs, kinds)
     for name in {*metadata, *kinds, *references} - rows.keys():
-        instrument, filekind = kinds.get(name, _guessed(obs, name))
+        instrument, filekind = kinds.get(name) or _guessed(obs, name, endings)
         of = "mapping" if _MAPPING.fullmatch(name) else "reference"
         if name in references:
             row = _measured(references[name], metadata)
@@ -258,14 +263,25 @@ def _measured(path: Path, metadata: Mapping[str, Mapping[str, str]]) -> dict[str
     return {"size": size, "sha1": sha1}
 
 
-def _guessed(observatory: str, name: str) -> tuple[str, str]:
+def _endings(observatory: str, kinds: Mapping[str, tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return {(instrument, ending of a name): type}, where all files that rules name agree in that."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for name, (instrument, filekind) in kinds.items():
+        if observatory == "hst" and (match := _OLD.fullmatch(name)):
+            found.setdefault((instrument, match[2]), set()).add(filekind)
+    return {key: next(iter(types)) for key, types in found.items() if len(types) == 1}
+
+
+def _guessed(observatory: str, name: str, endings: Mapping[tuple[str, str], str]) -> tuple[str, str]:
     """Say what a file is of that no rule names, as far as its name tells."""
     match = re.fullmatch(rf"{observatory}_([a-z0-9]+)_([a-z0-9]+)(_\d+)?\.\w+", name)
     if match and not match[1].isdigit():
         return match[1], "" if match[2].isdigit() else match[2]
-    letters = {"j": "acs", "i": "wfc3", "o": "stis", "l": "cos", "u": "wfpc2", "n": "nicmos", "m": "synphot"}
-    old = re.fullmatch(r"[a-z0-9]{8}([a-z])_([a-z0-9]+)\.\w+", name)
-    return (letters.get(old[1], ""), old[2]) if old and observatory == "hst" else ("", "")
+    old = _OLD.fullmatch(name)
+    if observatory != "hst" or not old:
+        return "", ""
+    instrument = _LETTERS.get(old[1], "")
+    return instrument, endings.get((instrument, old[2]), "")
 
 
 def _compare(site: Site, state: State, rows: Mapping[str, dict[str, Any]]) -> None:

@@ -178,7 +178,7 @@ def test_clocks_ask_for_tasks_that_the_handler_knows(minutes: int, rate: str, sy
         found[json.loads(target["Input"])["task"]] = schedule["ScheduleExpression"]
     assert found == {"tend": rate, "check": "cron(0 6 * * ? *)"}
     handler = (packaging.REPOSITORY / "lambdas" / "crds_job" / "handler.py").read_text()
-    assert all(f'"{task}": {task}' in handler for task in found)
+    assert all(f'"{task}": clock.{task}' in handler for task in found)
 
 
 def test_alarms_ring_where_the_others_do(crds: Template) -> None:
