@@ -62,7 +62,9 @@ def confirm(site: Site, one: str, who: str) -> dict[str, str]:
             context = _rebased(site, state, one, known["context"], context, who)
             rows = {name: row for name, row in rows.items() if name != result["context"]}
             rows[context] = _row_of_context(site, context, state.edit, known)
-            renamed = {old: new for old, new in renamed.items() if new != result["context"]} | {state.edit: context}
+            renamed = {old: new for old, new in renamed.items() if new != result["context"]}
+            # The client looks for the context that it began with.
+            renamed |= {known["context"]: context, state.edit: context}
             key = f"{known['rows'].removesuffix('.json.gz')}-{context}.json.gz"
             _keep_once(site, key, rows)
         # A context that was meant for another than the one to derive from now is made anew.

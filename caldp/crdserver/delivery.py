@@ -47,6 +47,9 @@ _PROVENANCE = {
     "history": "HISTORY",
 }
 
+#: What ``--standard`` of uniqname stands for, which it looks at only as a command.
+_STANDARD = ("--add-keywords", "--verify-file")
+
 _SERIAL = re.compile(r"(.*?)(?:_(\d+))?(\.\w+)")
 
 
@@ -305,7 +308,7 @@ class Delivery:
 
             more = ["--add-checksum"] if uniqname.has_checksum(str(path)) else []
             # Not as one text, which would be divided at the blanks of a folder's name.
-            argv = ["crds.misc.uniqname", "--files", str(path), "--standard", "--fits-errors", *more]
+            argv = ["crds.misc.uniqname", "--files", str(path), *_STANDARD, "--fits-errors", *more]
             script = uniqname.UniqnameScript(argv)
             script.rewrite(str(path), str(target))
         else:

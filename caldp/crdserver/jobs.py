@@ -26,8 +26,8 @@ from caldp.errors import CaldpError
 from caldp.store import ConflictError
 
 #: Seconds for which a worker holds a job, and between two renewals.
-LEASE = 120.0
-_RENEW = 20.0
+LEASE = 60.0
+_RENEW = 15.0
 
 #: Attempts of one job.
 ATTEMPTS = 3

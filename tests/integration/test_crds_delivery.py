@@ -96,7 +96,7 @@ def test_who_comes_second_is_derived_from_who_came_first(site: Site, dead: bytes
     assert proposed == "hst_0731.pmap"
     confirm(site, first, "ann")
     renamed = confirm(site, second, "bob")
-    assert renamed["hst_0730.pmap"] == "hst_0732.pmap" == site.state.edit
+    assert renamed["hst_0730.pmap"] == renamed["hst_0729.pmap"] == "hst_0732.pmap" == site.state.edit
     assert "hst_0731.pmap" not in site.state.files
     instruments = dict(site.mappings.selected("hst_0732.pmap"))
     assert instruments["COS"] == "hst_cos_0307.imap" and instruments["ACS"] == "hst_acs_0422.imap"
