@@ -171,7 +171,8 @@ def _wrong_output(output_uri: str, ipppssoot: str) -> UsageError | None:
 class _Commands(click.Group):
     """Commands that Ctrl-C ends as it ends any other: with 130; some are in modules that few need."""
 
-    _elsewhere: ClassVar[dict[str, str]] = {"campaign": "caldp.cli_campaign",
+    _elsewhere: ClassVar[dict[str, str]] = {
+        "campaign": "caldp.cli_campaign",
         "crds": "caldp.cli_crds",
         "image": "caldp.cli_image",
     }
