@@ -156,6 +156,7 @@ def idctab(tmp_path: Path) -> Path:
 # --- the stock client --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_submitters_at_once_deliver_for_two_instruments(
     crds_server: CrdsServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -257,6 +258,7 @@ def test_a_submission_is_looked_at_and_confirmed_by_hand(
     assert_sound(crds_server)
 
 
+@pytest.mark.slow
 def test_the_submit_command_delivers_certifies_and_signs_out(
     crds_server: CrdsServer, environment: dict[str, str], tmp_path: Path, person: Callable[..., Person]
 ) -> None:
@@ -343,6 +345,7 @@ def test_what_is_of_another_instrument_or_known_already_is_refused(
     assert_sound(crds_server)
 
 
+@pytest.mark.slow
 def test_what_was_cancelled_is_submitted_again_under_new_names(
     crds_server: CrdsServer, person: Callable[..., Person], reference: Path
 ) -> None:
@@ -376,6 +379,7 @@ def edited_rmap(server: CrdsServer, home: Path, env: Mapping[str, str]) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_rules_that_somebody_has_written_become_a_context(
     crds_server: CrdsServer, person: Callable[..., Person], environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -675,6 +679,7 @@ def test_an_instrument_is_locked_for_one_at_a_time(crds_server: CrdsServer, pers
     assert error_of(second.sign_in("cos")) == ""
 
 
+@pytest.mark.slow
 def test_a_lock_that_has_expired_takes_what_was_not_confirmed_with_it(
     make_crds: Callable[..., CrdsServer], person: Callable[..., Person], reference: Path
 ) -> None:
@@ -803,6 +808,7 @@ def ended_truthfully(server: CrdsServer, ann: Person, reference: Path, timeout: 
     assert_sound(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause", [0.0, 0.01, 0.03, 0.1])
 def test_a_server_that_is_killed_while_a_submission_begins(
     crds_server: CrdsServer, ann: Person, reference: Path, pause: float
@@ -856,6 +862,7 @@ def test_a_worker_that_is_killed_is_replaced(crds_server: CrdsServer, ann: Perso
     ended_truthfully(crds_server, ann, reference, 240)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause", [0.0, 0.02, 0.06, 0.15])
 def test_a_server_that_is_killed_during_a_confirmation(
     crds_server: CrdsServer, ann: Person, reference: Path, pause: float
@@ -874,6 +881,7 @@ def test_a_server_that_is_killed_during_a_confirmation(
     ended_truthfully(crds_server, ann, reference, 30)
 
 
+@pytest.mark.slow
 def test_two_confirmations_at_once_are_one(
     crds_server: CrdsServer, ann: Person, person: Callable[..., Person], reference: Path, idctab: Path
 ) -> None:
