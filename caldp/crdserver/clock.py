@@ -1,4 +1,4 @@
-"""What is done now and then: by the clock on AWS, by ``caldp crds tend`` elsewhere."""
+"""What is done now and then: by the clock on AWS, by the server itself elsewhere."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def tend(server: Server) -> None:
             continue
         tending.tend(one.site)
         for old, new in zip(contexts[-2:], contexts[-1:], strict=False):
-            if old != new and reprocessing.kept(one.site, old, new) is None:
-                one.jobs.add(f"affected-{old}-{new}", "affected", {"old": old, "new": new})
+            name = f"affected-{old}-{new}"
+            # Once: what failed is begun again by whoever has found out why.
+            if old != new and reprocessing.kept(one.site, old, new) is None and one.jobs.get(name) is None:
+                one.jobs.add(name, "affected", {"old": old, "new": new})
     server.resume()
 
 

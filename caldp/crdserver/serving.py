@@ -11,6 +11,7 @@ from typing import TextIO
 
 import uvicorn
 
+from caldp.crdserver import clock
 from caldp.crdserver.app import create
 from caldp.crdserver.server import Server, log
 from caldp.crdserver.settings import Settings
@@ -18,6 +19,9 @@ from caldp.errors import CaldpError, UsageError
 
 #: Seconds between two looks at jobs and locks.
 _PAUSE = 30.0
+
+#: So many of these rounds are from one time that everything is looked after to the next.
+_ROUNDS = 20
 
 
 def serve(settings: Settings, host: str, port: int, url: str, out: TextIO) -> None:
@@ -65,9 +69,11 @@ def serve(settings: Settings, host: str, port: int, url: str, out: TextIO) -> No
 
 
 def _look_after(server: Server, end: threading.Event) -> None:
-    """Take up jobs whose worker died, and end locks that are over, for as long as somebody serves."""
+    """Take up jobs whose worker died, and do what is to be done now and then, for as long as somebody serves."""
+    rounds = 0
     while not end.wait(_PAUSE):
+        rounds += 1
         try:
-            server.resume()
+            clock.tend(server) if rounds % _ROUNDS == 0 else server.resume()
         except CaldpError as error:  # the next time may go better
             log(logging.ERROR, str(error))
