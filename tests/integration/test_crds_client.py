@@ -476,6 +476,7 @@ def done(answer: Answer, code: int = 0) -> Answer:
     return answer
 
 
+@pytest.mark.slow
 def test_list_tells_status_contexts_and_catalogue(standing: CrdsServer, stock: Client) -> None:
     status = done(stock("list", "--status"))
     assert f"CRDS_SERVER_URL = '{standing.hst}'" in status.stdout
@@ -492,6 +493,7 @@ def test_list_tells_status_contexts_and_catalogue(standing: CrdsServer, stock: C
     assert done(stock("list", "--operational-context")).stdout.split() == [CONTEXT]
 
 
+@pytest.mark.slow
 def test_sync_brings_a_context_and_checks_it(stock: Client) -> None:
     done(stock("sync", "--contexts", CONTEXT))
     mappings = stock.cache / "mappings" / "hst"
@@ -536,6 +538,7 @@ def test_bestrefs_between_two_contexts_names_what_changed(stock: Client, raw: Pa
         assert kind.upper() in answer.output or kind in answer.output, answer.output
 
 
+@pytest.mark.slow
 def test_getreferences_fetches_a_reference_and_checks_it(
     crds_server: CrdsServer, environment: dict[str, str], tmp_path: Path, raw: Path, shared_data: Path
 ) -> None:
@@ -573,6 +576,7 @@ def synced(stock: Client) -> Client:
     return stock
 
 
+@pytest.mark.slow
 def test_a_new_reference_is_certified_inserted_and_named_without_the_website(synced: Client) -> None:
     """What developers do with files before they submit them."""
     stock = synced
@@ -599,6 +603,7 @@ def test_a_new_reference_is_certified_inserted_and_named_without_the_website(syn
     assert [p for p in stock.home.glob("*_1dx.fits") if p.name != "new_1dx.fits"], unique.output
 
 
+@pytest.mark.slow
 def test_matches_uses_and_diff_read_the_rules(synced: Client) -> None:
     matches = done(synced("matches", "--files", "24914347l_lamp.fits", "--contexts", CONTEXT))
     assert "lamptab" in matches.output.lower()
@@ -627,6 +632,7 @@ def test_check_archive_measures_what_can_be_had(stock: Client) -> None:
     assert "34t20129l_gsag.fits 107a0bed9207b081406ee6e895283ae2c16d1f4a 28592640 bad_missing" in answer.stdout
 
 
+@pytest.mark.slow
 def test_a_cache_elsewhere_says_where_it_is(
     crds_server: CrdsServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -659,6 +665,7 @@ def with_datasets(
     return client
 
 
+@pytest.mark.slow
 def test_datasets_are_asked_for_by_their_ids(with_datasets: Client) -> None:
     stock = with_datasets
     ids = done(stock("list", "--dataset-ids-for-instruments", "cos", "--contexts", CONTEXT)).stdout.split()
@@ -675,6 +682,7 @@ def test_datasets_are_asked_for_by_their_ids(with_datasets: Client) -> None:
     assert "36d1836ml_bpix.fits" in best.output.lower(), best.output
 
 
+@pytest.mark.slow
 def test_affected_datasets_are_those_that_the_client_finds_itself(
     crds_server: CrdsServer, with_datasets: Client, tmp_path: Path
 ) -> None:
@@ -687,6 +695,7 @@ def test_affected_datasets_are_those_that_the_client_finds_itself(
     assert set(ours.lower().split()) == theirs
 
 
+@pytest.mark.slow
 def test_what_is_affected_is_published_once_it_is_computed(crds_server: CrdsServer, with_datasets: Client) -> None:
     early = with_datasets("query_affected", "--starting-context", "hst_0600.pmap")
     assert "Results for hst_0600.pmap --> hst_0601.pmap don't exist or are not yet complete" in early.output

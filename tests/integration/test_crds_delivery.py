@@ -108,6 +108,7 @@ def test_who_comes_second_is_derived_from_who_came_first(site: Site, dead: bytes
         site.context("hst_0731.pmap")
 
 
+@pytest.mark.slow
 def test_rules_that_have_changed_meanwhile_are_not_overwritten(site: Site, dead: bytes, cos_data: Path) -> None:
     first = ready(site, "new_dead.fits", dead)
     other = altered(cos_data / "crds_cache" / "references" / "hst" / "x1u1459il_brf.fits", USEAFTER=USEAFTER)
@@ -121,6 +122,7 @@ def test_rules_that_have_changed_meanwhile_are_not_overwritten(site: Site, dead:
     assert site.state.edit == "hst_0730.pmap"
 
 
+@pytest.mark.slow
 def test_a_cancelled_delivery_leaves_nothing_but_used_names(site: Site, dead: bytes) -> None:
     before = {entry.key for entry in site.store.walk("") if not entry.key.startswith(("server/", "records", "work"))}
     one = ready(site, "new_dead.fits", dead)
@@ -135,6 +137,7 @@ def test_a_cancelled_delivery_leaves_nothing_but_used_names(site: Site, dead: by
     assert submissions.result(site, again)["context"] == "hst_0731.pmap"
 
 
+@pytest.mark.slow
 def test_what_is_confirmed_cannot_be_cancelled_or_confirmed_again(site: Site, dead: bytes) -> None:
     one = ready(site, "new_dead.fits", dead)
     confirm(site, one, "ann")
@@ -154,6 +157,7 @@ def test_files_that_certify_does_not_take(site: Site, dead: bytes, cos_data: Pat
     assert site.state.reserved == {} and list(site.store.walk("server/hst/uploads")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "data", "why"),
     [
@@ -169,6 +173,7 @@ def test_files_that_are_garbage(site: Site, name: str, data: bytes, why: str) ->
     assert known["state"] == "bad files" and why in known["reason"]
 
 
+@pytest.mark.slow
 def test_a_file_that_is_there_already(site: Site, shared_data: Path) -> None:
     data = (shared_data / "crds-contexts" / "references" / "hst" / "z1q2219el_2zx.fits").read_bytes()
     one = submitted(site, "mine_2zx.fits", data)
@@ -183,6 +188,7 @@ def test_a_file_of_another_instrument(site: Site, dead: bytes) -> None:
     assert "is of cos, but acs is locked" in site.state.submissions[one]["reason"]
 
 
+@pytest.mark.slow
 def test_certifying_alone_changes_nothing(site: Site, dead: bytes) -> None:
     one = submitted(site, "new_dead.fits", dead, kind="certify")
     work(site, one)
@@ -191,6 +197,7 @@ def test_certifying_alone_changes_nothing(site: Site, dead: bytes) -> None:
     assert site.state.reserved == {} and site.state.edit == "hst_0729.pmap"
 
 
+@pytest.mark.slow
 def test_references_without_rules(site: Site, dead: bytes) -> None:
     one = ready(site, "new_dead.fits", dead, kind="references")
     renamed = confirm(site, one, "ann")
@@ -198,6 +205,7 @@ def test_references_without_rules(site: Site, dead: bytes) -> None:
     assert site.state.edit == "hst_0729.pmap"
 
 
+@pytest.mark.slow
 def test_names_that_are_to_stay(site: Site, dead: bytes) -> None:
     one = ready(site, "abc12345l_dead.fits", dead, auto_rename="False")
     assert confirm(site, one, "ann")["abc12345l_dead.fits"] == "abc12345l_dead.fits"
@@ -218,6 +226,7 @@ def test_a_mapping_that_somebody_has_written(site: Site) -> None:
     assert "hst_cos_deadtab_0251.rmap" in site.mappings.closure("hst_0730.pmap")
 
 
+@pytest.mark.slow
 def test_a_mapping_that_names_what_there_is_not(site: Site) -> None:
     text = site.mappings.path("hst_cos_deadtab_0250.rmap").read_text().replace("s7g1700gl_dead", "s7g1700zz_dead")
     one = submitted(site, "mine.rmap", text.encode(), kind="mappings")
@@ -225,6 +234,7 @@ def test_a_mapping_that_names_what_there_is_not(site: Site) -> None:
     assert site.state.submissions[one]["state"] == "bad files"
 
 
+@pytest.mark.slow
 def test_a_job_that_comes_twice_or_late_changes_nothing(site: Site, dead: bytes) -> None:
     one = ready(site, "new_dead.fits", dead)
     before = site.state

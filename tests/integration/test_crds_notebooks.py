@@ -261,6 +261,7 @@ def confirmed(ann: Person, submission: str, context: str) -> str:
     return str(named.a.string)
 
 
+@pytest.mark.slow
 def test_the_programmatic_submission(crds_server: CrdsServer, stock_jwst: Client) -> None:
     with notebook(stock_jwst, crds_server, PROGRAMMATIC) as run:
         tutorial = stock_jwst.home / "crds-tutorial-cache" / "references" / "jwst" / "nircam"
@@ -284,6 +285,7 @@ def test_the_programmatic_submission(crds_server: CrdsServer, stock_jwst: Client
         assert (tutorial / added[1]).read_bytes() == (stock_jwst.home / "jwst_nircam_readnoise_new.fits").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_submission_of_developers(crds_server: CrdsServer, stock_jwst: Client) -> None:
     with notebook(stock_jwst, crds_server, DEVELOPERS) as run:
         run.end()

@@ -34,6 +34,9 @@ from tests.sites import settings_at
 
 crds_place, crds_server, make_crds = crds.crds_place, crds.crds_server, crds.make_crds
 
+#: What pages hold is tested without a server too, in the unit tests; here all of it is asked for over HTTP.
+pytestmark = pytest.mark.slow
+
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 DEADTAB = "s7g1700gl_dead.fits"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> & {{ 7919*7 }}"

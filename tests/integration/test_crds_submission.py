@@ -221,6 +221,7 @@ print(json.dumps(found))
     assert bob["map"]["new_idc.fits"] in references
 
 
+@pytest.mark.slow
 def test_a_submission_is_looked_at_and_confirmed_by_hand(
     crds_server: CrdsServer, stock: Client, person: Callable[..., Person], reference: Path
 ) -> None:
@@ -583,6 +584,7 @@ def claims(target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -626,6 +628,7 @@ def test_files_that_are_hostile_end_as_bad_files_in_time(
     assert_sound(crds_server)
 
 
+@pytest.mark.slow
 def test_a_context_is_not_submitted_and_operators_alone_change_others_submissions(
     crds_server: CrdsServer, ann: Person, person: Callable[..., Person], reference: Path
 ) -> None:

@@ -361,6 +361,7 @@ def test_a_source_that_is_none_is_rejected_in_a_line(
     assert why in done.rejected[0][1] and "\n" not in done.rejected[0][1]
 
 
+@pytest.mark.slow
 def test_headers_of_real_exposures_have_what_is_in_their_extensions_too(
     store: LocalStore, catalogue: Datasets, shared_data: Path
 ) -> None:
