@@ -168,23 +168,30 @@ def _wrong_output(output_uri: str, ipppssoot: str) -> UsageError | None:
     return UsageError(f"{output_uri!r} is no output: give s3://<bucket>/<prefix> or file:<directory>", remedy=remedy)
 
 
-class _Commands(click.Group):
-    """Commands that Ctrl-C ends as it ends any other: with 130; some are in modules that few need."""
+class Commands(click.Group):
+    """Commands of which some are in modules that few need: there they are ``<name>_command``, or ``group``."""
 
-    _elsewhere: ClassVar[dict[str, str]] = {
+    elsewhere: ClassVar[dict[str, str]] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.elsewhere])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.elsewhere:
+            module = importlib.import_module(self.elsewhere[cmd_name])
+            command: click.Command = getattr(module, f"{cmd_name}_command", None) or module.group
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+class _Commands(Commands):
+    """Commands that Ctrl-C ends as it ends any other: with 130."""
+
+    elsewhere: ClassVar[dict[str, str]] = {
         "campaign": "caldp.cli_campaign",
         "crds": "caldp.cli_crds",
         "image": "caldp.cli_image",
     }
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *self._elsewhere])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self._elsewhere:
-            command: click.Command = importlib.import_module(self._elsewhere[cmd_name]).group
-            return command
-        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import sys
@@ -17,7 +16,7 @@ from click.core import ParameterSource
 from caldp import config
 from caldp.campaign import lists, settings
 from caldp.campaign.lists import DatasetList, Options
-from caldp.cli import refuse
+from caldp.cli import Commands, refuse
 from caldp.config import DEFAULT_CONFIG
 from caldp.dataset import Dataset
 from caldp.errors import CaldpError, Stop, UsageError, describe
@@ -32,22 +31,13 @@ if TYPE_CHECKING:
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-class _Commands(click.Group):
-    """Commands of campaigns; some are in modules that few need: ``<name>_command``."""
+class _Commands(Commands):
+    """Commands of campaigns; some are in modules that few need."""
 
-    _elsewhere: ClassVar[dict[str, str]] = {
+    elsewhere: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("cancel", "clean", "logs", "pause", "rescue", "unpause"), "caldp.cli_operate"),
         **dict.fromkeys(("reconcile", "report", "status", "top"), "caldp.cli_progress"),
     }
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *self._elsewhere])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self._elsewhere:
-            command: click.Command = getattr(importlib.import_module(self._elsewhere[cmd_name]), f"{cmd_name}_command")
-            return command
-        return super().get_command(ctx, cmd_name)
 
 
 @click.group("campaign", cls=_Commands, context_settings=_SETTINGS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from caldp.cli import refuse
+from caldp.cli import Commands, refuse
 from caldp.errors import UsageError
 from caldp.store import ConflictError, absolute_uri, parse_uri
 
@@ -25,19 +24,10 @@ if TYPE_CHECKING:
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-class _Commands(click.Group):
-    """Commands of CRDS; some are in modules that few need: ``<name>_command``."""
+class _Commands(Commands):
+    """Commands of CRDS; some are in modules that few need."""
 
-    _elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(("affected", "datasets"), "caldp.cli_crds_datasets")
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *self._elsewhere])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self._elsewhere:
-            command: click.Command = getattr(importlib.import_module(self._elsewhere[cmd_name]), f"{cmd_name}_command")
-            return command
-        return super().get_command(ctx, cmd_name)
+    elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(("affected", "datasets"), "caldp.cli_crds_datasets")
 
 
 @click.group("crds", cls=_Commands, context_settings=_SETTINGS)
@@ -45,28 +35,21 @@ def group() -> None:
     """A CRDS of one's own: rules and references for stock clients, deliveries, and what they affect."""
 
 
+store_option = click.option(
+    "--store", "store_uri", default="file:crds", show_default=True, help="file:<directory> or s3://bucket/prefix."
+)
+observatory_option = click.option(
+    "--observatory", type=click.Choice(["hst", "jwst"]), default="hst", show_default=True, help="Whose."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+
+
 def _place(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say which CRDS is meant."""
-    for option in (
-        click.option(
-            "--store",
-            "store_uri",
-            default="file:crds",
-            show_default=True,
-            help="file:<directory> or s3://bucket/prefix.",
-        ),
-        click.option(
-            "--records", default="", help="sqlite:<file> or dynamodb:<table>; by default a file within the directory."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-_observatory = click.option(
-    "--observatory", type=click.Choice(["hst", "jwst"]), default="hst", show_default=True, help="Which rules."
-)
-_json = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+    records = click.option(
+        "--records", default="", help="sqlite:<file> or dynamodb:<table>; by default a file within the directory."
+    )
+    return store_option(records(command))
 
 
 def settings_of(store_uri: str, records: str, **more: Any) -> Settings:  # noqa: ANN401 - fields of Settings
@@ -108,7 +91,7 @@ def _site(store_uri: str, records: str, observatory: str, **more: Any) -> Site: 
 
 
 @contextmanager
-def _told(command: str, what: str = "") -> Iterator[None]:
+def told(command: str, what: str = "") -> Iterator[None]:
     """Let whatever goes wrong become one line and an exit status."""
     try:
         yield
@@ -130,15 +113,15 @@ def _who() -> str:
 
 @group.command("init")
 @_place
-@_observatory
+@observatory_option
 @click.option("--from", "cache", type=click.Path(path_type=Path), required=True, help="A CRDS cache.")
 @click.option("--catalogue", type=click.Path(path_type=Path), help="A server_config that knows more files.")
-@_json
+@json_option
 def init_command(
     store_uri: str, records: str, observatory: str, cache: Path, catalogue: Path | None, as_json: bool
 ) -> None:
     """Fill a CRDS from a CRDS cache: its rules, references, catalogue and history. What is there stays."""
-    with _told("init", store_uri):
+    with told("init", store_uri):
         from caldp.crdserver import fill
 
         filled = fill.fill(_site(store_uri, records, observatory), cache.expanduser().absolute(), _who(), catalogue)
@@ -177,7 +160,7 @@ def serve_command(
 
     Stock clients use it with CRDS_SERVER_URL=http://localhost:PORT/hst; people open http://localhost:PORT/.
     """
-    with _told("serve", store_uri):
+    with told("serve", store_uri):
         from caldp.crdserver import serving
 
         settings = settings_of(
@@ -198,12 +181,12 @@ def serve_command(
 @group.command("set-context")
 @click.argument("context", metavar="PMAP")
 @_place
-@_observatory
+@observatory_option
 @click.option("--edit", is_flag=True, help="The context to derive new ones from, not the default one.")
 @click.option("--why", default="", help="Recorded with it.")
 def set_context_command(context: str, store_uri: str, records: str, observatory: str, edit: bool, why: str) -> None:
     """Make PMAP (or: edit) the default context."""
-    with _told("set-context", context):
+    with told("set-context", context):
         from caldp.crdserver import contexts
 
         moved = contexts.set_context(_site(store_uri, records, observatory), context, _who(), why, edit=edit)
@@ -214,10 +197,10 @@ def set_context_command(context: str, store_uri: str, records: str, observatory:
 @click.argument("version")
 @click.argument("context", metavar="PMAP")
 @_place
-@_observatory
+@observatory_option
 def build_command(version: str, context: str, store_uri: str, records: str, observatory: str) -> None:
     """Say which context goes with a VERSION of the calibration software; clients of JWST ask for it."""
-    with _told("build", version):
+    with told("build", version):
         site = _site(store_uri, records, observatory)
         site.records.put(f"{observatory}:builds", version, {"context": site.context(context)})
     click.echo(f"{version}: {context}")
@@ -227,11 +210,11 @@ def build_command(version: str, context: str, store_uri: str, records: str, obse
 @click.argument("what", type=click.Choice(["bad", "good"]))
 @click.argument("names", nargs=-1, required=True)
 @_place
-@_observatory
+@observatory_option
 @click.option("--why", required=True, help="Recorded with it.")
 def mark_command(what: str, names: tuple[str, ...], store_uri: str, records: str, observatory: str, why: str) -> None:
     """Say that nobody should use files any more, or that one may again."""
-    with _told("mark", " ".join(names)):
+    with told("mark", " ".join(names)):
         from caldp.crdserver import contexts
 
         contexts.mark(_site(store_uri, records, observatory), list(names), _who(), why, bad=what == "bad")
@@ -249,7 +232,7 @@ def user_group() -> None:
 @_place
 def user_add_command(name: str, role: str, store_uri: str, records: str) -> None:
     """Make a user, or give one another role, and print a new token: nobody can read it again."""
-    with _told("user add", name):
+    with told("user add", name):
         from caldp.crdserver.records import open_records
         from caldp.crdserver.users import Users
 
@@ -262,7 +245,7 @@ def user_add_command(name: str, role: str, store_uri: str, records: str) -> None
 @_place
 def user_remove_command(name: str, store_uri: str, records: str) -> None:
     """Take all tokens of a user back, at once."""
-    with _told("user remove", name):
+    with told("user remove", name):
         from caldp.crdserver.records import open_records
         from caldp.crdserver.users import Users
 
@@ -275,7 +258,7 @@ def user_remove_command(name: str, store_uri: str, records: str) -> None:
 @_place
 def user_list_command(store_uri: str, records: str) -> None:
     """List users, roles and how many tokens they have."""
-    with _told("user list"):
+    with told("user list"):
         from caldp.crdserver.records import open_records
         from caldp.crdserver.users import Users
 
@@ -291,10 +274,10 @@ def cache_group() -> None:
 @cache_group.command("add")
 @click.argument("name")
 @_place
-@_observatory
+@observatory_option
 def cache_add_command(name: str, store_uri: str, records: str, observatory: str) -> None:
     """Make a cache known by a name."""
-    with _told("cache add", name):
+    with told("cache add", name):
         site = _site(store_uri, records, observatory)
         try:
             site.records.put(f"{observatory}:caches", name, {"context": "", "kind": ""}, expect=0)
@@ -319,10 +302,10 @@ def client_setup_command(url: str) -> None:
 
 @group.command("check")
 @click.argument("url")
-@_json
+@json_option
 def check_command(url: str, as_json: bool) -> None:
     """Ask a CRDS at URL (http://localhost:PORT/hst) what clients ask; 1 if an answer is not as it should be."""
-    with _told("check", url):
+    with told("check", url):
         from dataclasses import asdict
 
         from caldp.crdserver.checking import Checker
@@ -337,11 +320,11 @@ def check_command(url: str, as_json: bool) -> None:
 
 @group.command("tend")
 @_place
-@_observatory
+@observatory_option
 @click.option("--archive", type=click.Choice(["none", "manifest"]), default="none", help="Who keeps references.")
 def tend_command(store_uri: str, records: str, observatory: str, archive: str) -> None:
     """Do what is to be done now and then: end locks, repair what jobs read, take note of the archive."""
-    with _told("tend", store_uri):
+    with told("tend", store_uri):
         from caldp.crdserver import tending
 
         tending.tend(_site(store_uri, records, observatory, archive=archive))
@@ -352,8 +335,8 @@ def tend_command(store_uri: str, records: str, observatory: str, archive: str) -
 @click.option("--from-records", default="", help="Its records; by default a file within the directory.")
 @click.option("--to", "store_uri", required=True, metavar="STORE", help="The CRDS that becomes like it.")
 @click.option("--to-records", "records", default="", help="Its records; by default a file within the directory.")
-@_observatory
-@_json
+@observatory_option
+@json_option
 def mirror_command(
     source: str, from_records: str, store_uri: str, records: str, observatory: str, as_json: bool
 ) -> None:
@@ -362,7 +345,7 @@ def mirror_command(
     Users, tokens, sessions and submissions are not copied. A CRDS that has confirmed deliveries of its own, which the
     other does not have, is refused.
     """
-    with _told("mirror", store_uri):
+    with told("mirror", store_uri):
         from caldp.crdserver import fill
 
         filled = fill.mirror(_site(source, from_records, observatory), _site(store_uri, records, observatory), _who())

@@ -7,14 +7,13 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from caldp.cli import refuse
+from caldp.cli_crds import json_option, observatory_option, store_option, told
 from caldp.errors import CaldpError, InputError, OutputError, UsageError
 from caldp.reporter import human_count
 from caldp.store import absolute_uri, open_store, parse_uri
@@ -33,38 +32,11 @@ _TOLD = 20
 def _place(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say which catalogue is meant."""
     for option in (
-        click.option(
-            "--store",
-            "store_uri",
-            default="file:crds",
-            show_default=True,
-            help="file:<directory> or s3://bucket/prefix.",
-        ),
-        click.option(
-            "--observatory",
-            type=click.Choice(["hst", "jwst"]),
-            default="hst",
-            show_default=True,
-            help="Whose datasets.",
-        ),
+        store_option,
+        observatory_option,
     ):
         command = option(command)
     return command
-
-
-_json = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
-
-
-@contextmanager
-def _told(command: str, what: str = "") -> Iterator[None]:
-    """Let whatever goes wrong become one line and an exit status."""
-    try:
-        yield
-    except ImportError as error:
-        missing = UsageError(f"{error.name} is not installed", remedy="pip install 'caldp[server]'")
-        refuse(f"caldp crds {command}", missing, what)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes one line
-        refuse(f"caldp crds {command}", error, what)
 
 
 def _catalogue(store_uri: str, observatory: str) -> Datasets:
@@ -84,7 +56,7 @@ def datasets_command() -> None:
 @datasets_command.command("import")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
 @_place
-@_json
+@json_option
 def import_command(sources: tuple[Path, ...], store_uri: str, observatory: str, as_json: bool) -> None:
     """Put datasets into the catalogue, in place of those of the same names.
 
@@ -98,7 +70,7 @@ def import_command(sources: tuple[Path, ...], store_uri: str, observatory: str, 
        21  a source is not there, or some entries cannot be imported: they are named, the others are there
        29  the directory cannot be written; 25: S3 cannot
     """
-    with _told("datasets import", store_uri):
+    with told("datasets import", store_uri):
         from caldp.crdserver import intake as coming
         from caldp.crdserver.datasets import Intake
 
@@ -122,10 +94,10 @@ def import_command(sources: tuple[Path, ...], store_uri: str, observatory: str, 
 @click.argument("instrument", default="")
 @click.option("--since", default=None, metavar="DATE", help="Only exposed since, e.g. '2009-05-14 00:00:00'.")
 @_place
-@_json
+@json_option
 def list_command(instrument: str, since: str | None, store_uri: str, observatory: str, as_json: bool) -> None:
     """Print how many datasets there are, or with INSTRUMENT, which."""
-    with _told("datasets list", store_uri):
+    with told("datasets list", store_uri):
         catalogue = _catalogue(store_uri, observatory)
         if not instrument and since is not None:
             raise UsageError("--since is for the datasets of an instrument", remedy="name the instrument")
@@ -149,7 +121,7 @@ def list_command(instrument: str, since: str | None, store_uri: str, observatory
 @datasets_command.command("show")
 @click.argument("names", nargs=-1, required=True, metavar="DATASET...")
 @_place
-@_json
+@json_option
 def show_command(names: tuple[str, ...], store_uri: str, observatory: str, as_json: bool) -> None:
     """Print the parameters of datasets; a product gives all its exposures.
 
@@ -158,7 +130,7 @@ def show_command(names: tuple[str, ...], store_uri: str, observatory: str, as_js
         0  all are there
        21  one is not
     """
-    with _told("datasets show", " ".join(names)):
+    with told("datasets show", " ".join(names)):
         found = _catalogue(store_uri, observatory).headers(names)
     missing = {one: why for one, why in found.items() if isinstance(why, str)}
     if as_json:
@@ -185,7 +157,7 @@ def show_command(names: tuple[str, ...], store_uri: str, observatory: str, as_js
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the list of products: FILE.ids.")
 @click.option("--check", "checked", type=click.IntRange(min=0), default=0, metavar="N", help="Ask crds itself about N.")
 @click.option("--submit", "batch", default="", metavar="BATCH", help="Calibrate them anew, into this batch directory.")
-@_json
+@json_option
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF caldp campaign submit]")
 def affected_command(
     old: str,
@@ -218,7 +190,7 @@ def affected_command(
        29  FILE cannot be written
     With --submit, that of caldp campaign submit.
     """
-    with _told("affected", f"{old} -> {new}"):
+    with told("affected", f"{old} -> {new}"):
         if more and (not batch or not more[0].startswith("-")):
             raise UsageError(f"there is no option {more[0]}", remedy="caldp crds affected --help")
         if output and output.suffix != ".ids":
@@ -330,7 +302,7 @@ def _submit(found: Affected, listing: Path | None, batch: str, more: tuple[str, 
     with tempfile.TemporaryDirectory() as folder:
         if listing is None:
             listing = Path(folder) / f"{Path(found.old).stem}-{Path(found.new).stem}.ids"
-            with _told("affected", str(listing)):
+            with told("affected", str(listing)):
                 _write(listing, found.products)
         argv = [str(listing), batch, *more, *label, "--context", found.new]
         submit_command.main(argv, prog_name="caldp campaign submit")

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import cast
 
 import aws_cdk as cdk
-from aws_cdk import aws_cloudwatch as cloudwatch
-from aws_cdk import aws_cloudwatch_actions as actions
 from aws_cdk import aws_dynamodb as dynamodb
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
@@ -25,6 +23,7 @@ from constructs import Construct
 
 from infra.checks import Right, accept, grant
 from infra.compute import log_days
+from infra.observe import alarm_of
 from infra.packaging import CRDS_LAYER
 from infra.settings import Infra
 from infra.storage import Storage, arns
@@ -295,15 +294,4 @@ class Crds(Construct):
                 1,
             ),
         ):
-            alarm = cloudwatch.Alarm(
-                self,
-                name,
-                alarm_name=f"{self._infra.name}-{name}",
-                alarm_description=what,
-                metric=cast(cloudwatch.IMetric, metric),
-                threshold=threshold,
-                evaluation_periods=1,
-                comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD,
-                treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
-            )
-            alarm.add_alarm_action(cast(cloudwatch.IAlarmAction, actions.SnsAction(cast(sns.ITopic, topic))))
+            alarm_of(self, f"{self._infra.name}-{name}", name, what, metric, threshold, topic)

@@ -137,18 +137,7 @@ class Observe(Construct):
     def _alarm(
         self, name: str, what: str, metric: cloudwatch.Metric | cloudwatch.MathExpression, threshold: float
     ) -> None:
-        alarm = cloudwatch.Alarm(
-            self,
-            name,
-            alarm_name=f"{self._infra.name}-{name}",
-            alarm_description=what,
-            metric=cast(cloudwatch.IMetric, metric),
-            threshold=threshold,
-            evaluation_periods=1,
-            comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD,
-            treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
-        )
-        alarm.add_alarm_action(cast(cloudwatch.IAlarmAction, actions.SnsAction(cast(sns.ITopic, self.topic))))
+        alarm = alarm_of(self, f"{self._infra.name}-{name}", name, what, metric, threshold, self.topic)
         self._alarms.append(cast(cloudwatch.IAlarm, alarm))
 
     def _dashboard(self, triggers: Triggers) -> None:
@@ -210,3 +199,48 @@ class Observe(Construct):
                 for kind, percent in (("ACTUAL", 80), ("FORECASTED", 100))
             ],
         )
+
+
+def alarm_of(
+    scope: Construct,
+    full_name: str,
+    name: str,
+    what: str,
+    metric: cloudwatch.Metric | cloudwatch.MathExpression,
+    threshold: float,
+    topic: sns.ITopic | sns.Topic,
+) -> cloudwatch.Alarm:
+    """Make an alarm that rings as soon as a metric comes to a threshold, and tells a topic.
+
+    Parameters
+    ----------
+    scope : Construct
+        Where.
+    full_name, name : str
+        In the account, and within the scope.
+    what : str
+        What people are told.
+    metric : Metric or MathExpression
+        What is watched.
+    threshold : float
+        From where on it rings.
+    topic : Topic
+        Who is told.
+
+    Returns
+    -------
+    Alarm
+    """
+    alarm = cloudwatch.Alarm(
+        scope,
+        name,
+        alarm_name=full_name,
+        alarm_description=what,
+        metric=cast(cloudwatch.IMetric, metric),
+        threshold=threshold,
+        evaluation_periods=1,
+        comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD,
+        treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
+    )
+    alarm.add_alarm_action(cast(cloudwatch.IAlarmAction, actions.SnsAction(cast(sns.ITopic, topic))))
+    return alarm
