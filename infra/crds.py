@@ -15,14 +15,13 @@ import aws_cdk as cdk
 from aws_cdk import aws_dynamodb as dynamodb
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
-from aws_cdk import aws_logs as logs
 from aws_cdk import aws_scheduler as scheduler
 from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sqs as sqs
 from constructs import Construct
 
 from infra.checks import Right, accept, grant
-from infra.compute import log_days
+from infra.functions import make_function
 from infra.observe import alarm_of
 from infra.packaging import CRDS_LAYER
 from infra.settings import Infra
@@ -149,34 +148,16 @@ class Crds(Construct):
 
     def _function(self, name: str, kind: Kind) -> lambda_.Function:
         infra, storage = self._infra, self._storage
-        log_group = logs.LogGroup(
+        function, self.roles[name] = make_function(
             self,
-            f"{name}-logs",
-            log_group_name=f"/caldp/{infra.name}/{name}",
-            retention=log_days(infra),
-            removal_policy=self._keep,
-        )
-        role = iam.Role(
-            self, f"{name}-role", assumed_by=cast(iam.IPrincipal, iam.ServicePrincipal("lambda.amazonaws.com"))
-        )
-        grant(role, [Right("Log", ("logs:CreateLogStream", "logs:PutLogEvents"), (log_group.log_group_arn,))])
-        self.roles[name] = role
-        function = lambda_.Function(
-            self,
+            infra,
             name,
-            function_name=f"{infra.name}-{name}",
             description=kind.description,
-            runtime=lambda_.Runtime.PYTHON_3_11,
-            architecture=lambda_.Architecture.ARM_64 if infra.architecture == "arm64" else lambda_.Architecture.X86_64,
-            code=lambda_.Code.from_asset(str(self._packages[kind.handler])),
+            package=self._packages[kind.handler],
+            memory=kind.memory,
+            timeout=kind.timeout,
             layers=[cast(lambda_.ILayerVersion, self._layer)],
-            handler="handler.handler",
-            memory_size=kind.memory,
             ephemeral_storage_size=cdk.Size.mebibytes(kind.disk),
-            timeout=cdk.Duration.seconds(kind.timeout),
-            role=cast(iam.IRole, role),
-            log_group=cast(logs.ILogGroup, log_group),
-            tracing=lambda_.Tracing.ACTIVE,
             reserved_concurrent_executions=kind.most if infra.reserve_concurrency else None,
             # Who asks the server waits for the answer, so that nothing is left over.
             dead_letter_queue=cast(sqs.IQueue, self.dead) if name == "crds-job" else None,
@@ -198,8 +179,6 @@ class Crds(Construct):
                 "HOME": "/tmp",  # noqa: S108 - astropy wants to write there
             },
         )
-        accept(function, "AwsSolutions-L1", "the Python that CALDP is tested with")
-        accept(role, "AwsSolutions-IAM5", "the actions of X-Ray know no resources", "Resource::*")
         return function
 
     def _address(self) -> str:

@@ -14,7 +14,6 @@ from aws_cdk import aws_events_targets as targets
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_lambda_event_sources as sources
-from aws_cdk import aws_logs as logs
 from aws_cdk import aws_sqs as sqs
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
@@ -38,7 +37,8 @@ from caldp.campaign.deployment import NAMESPACE, VARIABLE, parameter, settings_p
 from caldp.campaign.observe import INSTRUMENTS, key
 from caldp.campaign.stack import ELSEWHERE
 from infra.checks import FOLDERS, NO_RESOURCES, REVISIONS, Right, accept, grant
-from infra.compute import Compute, log_days
+from infra.compute import Compute
+from infra.functions import make_function
 from infra.packaging import SETTINGS
 from infra.settings import SUBMIT_SECONDS, Environment
 from infra.storage import Storage
@@ -206,34 +206,14 @@ class Triggers(Construct):
 
     def _function(self, name: str, kind: Kind) -> lambda_.Function:
         infra = self._infra
-        log_group = logs.LogGroup(
+        function, self.roles[name] = make_function(
             self,
-            f"{name}-logs",
-            log_group_name=f"/caldp/{infra.name}/{name}",
-            retention=log_days(infra),
-            removal_policy=cdk.RemovalPolicy.RETAIN if infra.retain else cdk.RemovalPolicy.DESTROY,
-        )
-        role = iam.Role(
-            self,
-            f"{name}-role",
-            assumed_by=cast(iam.IPrincipal, iam.ServicePrincipal("lambda.amazonaws.com")),
-        )
-        grant(role, [Right("Log", ("logs:CreateLogStream", "logs:PutLogEvents"), (log_group.log_group_arn,))])
-        self.roles[name] = role
-        function = lambda_.Function(
-            self,
+            infra,
             name,
-            function_name=f"{infra.name}-{name}",
             description=kind.description,
-            runtime=lambda_.Runtime.PYTHON_3_11,
-            architecture=lambda_.Architecture.ARM_64 if infra.architecture == "arm64" else lambda_.Architecture.X86_64,
-            code=lambda_.Code.from_asset(str(self._packages[kind.handler])),
-            handler="handler.handler",
-            memory_size=kind.memory,
-            timeout=cdk.Duration.seconds(kind.timeout),
-            role=cast(iam.IRole, role),
-            log_group=cast(logs.ILogGroup, log_group),
-            tracing=lambda_.Tracing.ACTIVE,
+            package=self._packages[kind.handler],
+            memory=kind.memory,
+            timeout=kind.timeout,
             reserved_concurrent_executions=1 if kind.once and infra.reserve_concurrency else None,
             # Of a drain that comes too soon no other is needed: the next one is a minute away.
             dead_letter_queue=cast(sqs.IQueue, self.invocations),
@@ -247,8 +227,6 @@ class Triggers(Construct):
                 "POWERTOOLS_LOG_LEVEL": infra.log_level,
             },
         )
-        accept(function, "AwsSolutions-L1", "the Python that CALDP is tested with")
-        accept(role, "AwsSolutions-IAM5", "the actions of X-Ray know no resources", "Resource::*")
         return function
 
     def _rights(self) -> None:
