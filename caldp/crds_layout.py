@@ -18,7 +18,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,14 @@ def listing_key(context: str) -> str:
     return f"contexts/hst/{context}.references.json"
 
 
-def reference_key(name: str) -> str:
+def reference_key(name: str, observatory: str = "hst") -> str:
     """Where a reference is."""
-    return f"references/hst/{name}"
+    return f"references/{observatory}/{name}"
 
 
-def mapping_key(name: str) -> str:
+def mapping_key(name: str, observatory: str = "hst") -> str:
     """Where a rule is, by itself."""
-    return f"mappings/hst/{name}"
+    return f"mappings/{observatory}/{name}"
 
 
 def stored_contexts(store: Store) -> list[str]:
@@ -99,6 +99,12 @@ def parse_listing(store: Store, context: str, blob: Blob | None) -> dict[str, di
             str(name): {"size": str(int(one["size"])), "sha1sum": _checked(one["sha1"])}
             for name, one in json.loads(blob.data)["files"].items()
         }
+
+
+def write_listing(context: str, files: Mapping[str, Mapping[str, str]]) -> bytes:
+    """Write the list of the references of a context that are there: {name: {size, sha1sum}}, as crds gives it."""
+    facts = {name: {"size": int(one["size"]), "sha1": one["sha1sum"]} for name, one in sorted(files.items())}
+    return json.dumps({"format": 1, "context": context, "files": facts}, separators=(",", ":")).encode()
 
 
 def _checked(sha1: str) -> str:

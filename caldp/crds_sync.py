@@ -8,7 +8,6 @@ pointer last; whoever is killed leaves a store that is as right as before, and t
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -287,9 +286,7 @@ class _Job:
             new = self._merged(old, self._references)
             if blob is not None and new == old:
                 return None, None
-            files = {n: {"size": int(f["size"]), "sha1": f["sha1sum"]} for n, f in sorted(new.items())}
-            record = {"format": 1, "context": self.rules.context, "files": files}
-            return None, json.dumps(record, separators=(",", ":")).encode()
+            return None, crds_layout.write_listing(self.rules.context, new)
 
         crds_pointer.swap(self.store, self._listing_key, listed)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from caldp.crdserver import differences, exposed
 from caldp.crdserver.choices import Rule, quiet
-from caldp.crdserver.datasets import Datasets
+from caldp.crdserver.datasets import Datasets, products
 from caldp.crdserver.differences import Difference
 from caldp.crdserver.stock import Stock
 from caldp.crdserver.sweep import Counts, Figures, Sweep
@@ -62,7 +62,7 @@ class Affected:
     @property
     def products(self) -> list[str]:
         """The products to be calibrated again, as the client prints them: in lower case, sorted, each once."""
-        return sorted({one.partition(":")[0].lower() for one in self.datasets})
+        return products(self.datasets)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; failures, which are long and which many datasets share, are in it once."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,6 @@ from caldp.store import ConflictError, Create, open_store, parse_uri
 
 #: Where AWS looks for lists.
 _PLACED = "control/placed"
-
-
-def products(ids: Iterable[str]) -> list[str]:
-    """Return what the pipeline calibrates of datasets ``PRODUCT:EXPOSURE``: products, in lower case, each once."""
-    return sorted({one.partition(":")[0].lower() for one in ids})
 
 
 def name_of(old: str, new: str) -> str:
@@ -61,6 +56,8 @@ def start(site: Site, old: str, new: str, who: str) -> str:
     found = reprocessing.kept(site, old, new)
     if found is None:
         raise InputError(f"what {old} -> {new} affects is not known yet", remedy="have it computed first")
+    from caldp.crdserver.datasets import products
+
     ids = products(found["datasets"])
     if not ids:
         raise InputError(f"{old} -> {new} affects no datasets", remedy="nothing is to be done")

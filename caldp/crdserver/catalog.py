@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import caldp
+from caldp.crds_cache import encoded_metadata
 from caldp.crdserver.site import Site
 from caldp.crdserver.state import Row, State
-from caldp.crdserver.wire import encoded
 
 #: Fields of a file that clients know, in their order, and where a row has them.
 _FIELDS = {
@@ -120,7 +120,7 @@ def server_info(site: Site) -> dict[str, Any]:
         "force_remote_mode": 0,
         "max_headers_per_rpc": 1000,
         "max_bestrefs_per_rpc": 1000,
-        "download_metadata": encoded(metadata(state)),
+        "download_metadata": encoded_metadata(metadata(state)),
     }
 
 

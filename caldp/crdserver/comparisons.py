@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from caldp.crds_layout import reference_key
 from caldp.crdserver import uploads
-from caldp.crdserver.mappings import reference_key
 from caldp.crdserver.site import Site
 from caldp.crdserver.state import AVAILABLE, State
 from caldp.crdserver.tables import loaded
@@ -148,7 +148,7 @@ def _bring(site: Site, user: str, name: str, path: Path) -> None:
     if name.startswith(UPLOADED):
         uploads.assemble(site, sent[bare].parts, path)
     else:
-        site.store.download([Copy(reference_key(site.observatory, name), path)])
+        site.store.download([Copy(reference_key(name, site.observatory), path)])
 
 
 def steps_between(state: State, old: str, new: str) -> int:

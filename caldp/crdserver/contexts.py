@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
-from caldp import crds_layout, crds_pointer, crds_rules
+from caldp import crds_cache, crds_layout, crds_pointer, crds_rules
+from caldp.crds_layout import mapping_key
 from caldp.crdserver import catalog, submissions
-from caldp.crdserver.journal import now
-from caldp.crdserver.mappings import mapping_key
 from caldp.crdserver.site import Site
-from caldp.crdserver.state import AVAILABLE, State, serial
-from caldp.crdserver.wire import encoded
+from caldp.crdserver.state import AVAILABLE, Row, State, serial
 from caldp.errors import InputError, UsageError
 from caldp.store import ConflictError, Create, Overwrite
 
@@ -60,13 +56,14 @@ def confirm(site: Site, one: str, who: str) -> dict[str, str]:
         context, key = result["context"], known["rows"]
         if context and known["floats"] and state.edit != known["context"]:
             context = _rebased(site, state, one, known["context"], context, who)
-            rows = {name: row for name, row in rows.items() if name != result["context"]}
-            rows[context] = _row_of_context(site, context, state.edit, known)
+            path = site.mappings.path(context)
+            facts = {"size": path.stat().st_size, "sha1": crds_cache.sha1(path), "derived_from": state.edit}
+            rows[context] = rows.pop(result["context"]) | facts
             renamed = {old: new for old, new in renamed.items() if new != result["context"]}
             # The client looks for the context that it began with.
             renamed |= {known["context"]: context, state.edit: context}
             key = f"{known['rows'].removesuffix('.json.gz')}-{context}.json.gz"
-            _keep_once(site, key, rows)
+            site.journal.keep(key, rows)
         # A context that was meant for another than the one to derive from now is made anew.
         base = state.edit if context and known["floats"] else ""
         if site.journal.append("confirmed", who, known["why"], _confirming(one, context, key, base)):
@@ -120,35 +117,8 @@ def _rebased(site: Site, state: State, one: str, old: str, proposed: str, who: s
     data = text.encode()
     if dict(crds_rules.parse(data)[1]) != present | changes:
         raise InputError(f"{state.edit} cannot be derived from", remedy="submit your files again")
-    site.store.put(mapping_key(site.observatory, name), data, Create())
+    site.store.put(mapping_key(name, site.observatory), data, Create())
     return name
-
-
-def _row_of_context(site: Site, name: str, base: str, known: dict[str, Any]) -> dict[str, Any]:
-    data = site.mappings.path(name).read_bytes()
-    return {
-        "size": len(data),
-        "sha1": _sha1(data),
-        "type": "mapping",
-        "instrument": "",
-        "filekind": "",
-        "state": AVAILABLE[0],
-        "delivered": now(),
-        "deliverer": known["by"],
-        "description": known["why"],
-        "derived_from": base,
-    }
-
-
-def _sha1(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()  # noqa: S324 - what CRDS has chosen
-
-
-def _keep_once(site: Site, key: str, value: Any) -> None:  # noqa: ANN401 - whatever fits JSON
-    try:
-        site.journal.keep(key, value)
-    except ConflictError:  # of one who was killed before the event
-        return
 
 
 def set_context(site: Site, context: str, who: str, why: str, *, edit: bool = False) -> dict[str, str]:
@@ -191,13 +161,13 @@ def set_context(site: Site, context: str, who: str, why: str, *, edit: bool = Fa
         moved.update(old=old, new=name)
         if old == name:
             return None
-        if not (why.strip() or _reason(state, old, name)):
+        if not (why.strip() or reason_of(state, old, name)):
             raise InputError(f"the step from {old} to {name} has no reason yet", remedy="say why")
         return {"context": name, "old": old}
 
     # Of one step the reason is that of its delivery.
     state = site.state
-    said = why.strip() or _reason(state, state.edit if edit else state.latest, _named(state, context))
+    said = why.strip() or reason_of(state, state.edit if edit else state.latest, _named(state, context))
     site.journal.append("edit context" if edit else "set context", who, said, chosen)
     if not edit:
         # Also when it was set before: by one who was stopped before jobs knew it, perhaps.
@@ -210,8 +180,8 @@ def _named(state: State, context: str) -> str:
     return state.edit if context in ("edit", f"{state.observatory}-edit") else context
 
 
-def _reason(state: State, old: str, new: str) -> str:
-    """Return the reason of a delivery that leads from one context to another in one step; empty if none does."""
+def reason_of(state: State, old: str, new: str) -> str:
+    """Return the reason of the delivery that leads from one context to another in one step; empty if none does."""
     row = state.files.get(new, {})
     return str(row.get("description", "")) if row.get("derived_from") == old else ""
 
@@ -261,17 +231,17 @@ def publish(site: Site, context: str) -> None:
     rules = crds_rules.read(site.mappings.folder, context)
     state = site.state
     # The list is of what is there by now: a later call may know of more.
-    files = {
-        name: {"size": int(row["size"]), "sha1": row["sha1"]}
-        for name in sorted(rules.all_references)
-        if (row := state.files.get(name)) and row["state"] in AVAILABLE and not row.get("absent")
-    }
-    listing = json.dumps({"format": 1, "context": context, "files": files}, separators=(",", ":")).encode()
-    site.store.put(crds_layout.listing_key(context), listing, Overwrite())
+    here = {name for name in rules.all_references if _is_here(state.files.get(name))}
+    facts = {name: one for name, one in catalog.metadata(state).items() if name in here}
+    site.store.put(crds_layout.listing_key(context), crds_layout.write_listing(context, facts), Overwrite())
     try:
         site.store.put(crds_layout.rules_key(context), crds_layout.pack_rules(rules), Create())
     except ConflictError:
         return
+
+
+def _is_here(row: Row | None) -> bool:
+    return row is not None and row["state"] in AVAILABLE and not row.get("absent")
 
 
 def point(site: Site) -> None:
@@ -292,7 +262,7 @@ def _point(site: Site, state: State) -> None:
         publish(site, state.latest)
     known = catalog.server_info(site) | {"connected": False, "server": "", "status": "s3"}
     here = {n: one for n, one in catalog.metadata(state).items() if not state.files[n].get("absent")}
-    known["download_metadata"] = encoded(here)
+    known["download_metadata"] = crds_cache.encoded_metadata(here)
     site.store.put(crds_layout.SERVER_CONFIG, crds_pointer.literal(known), Overwrite())
     why = state.history[-1][2] if state.history else "caldp crds"
     crds_pointer.move(site.store, state.latest, why, bad_files=state.bad_files)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from caldp.crdserver import columns, exposed
 from caldp.crdserver.columns import Table
 from caldp.dataset import INSTRUMENT_LETTERS
-from caldp.errors import BusyError, InputError, UsageError
+from caldp.errors import BusyError, InputError
 from caldp.store import ConflictError, Create, PutMode, Store, Update
 
 #: First letters of HST datasets whose instruments crds has rules for.
@@ -105,6 +105,11 @@ def instrument_of(header: Mapping[str, Any]) -> str:
         if name and name != "undefined":
             return _SYNONYMS.get(name, name)
     return ""
+
+
+def products(ids: Iterable[str]) -> list[str]:
+    """Return what the pipeline calibrates of datasets ``PRODUCT:EXPOSURE``: products, in lower case, each once."""
+    return sorted({one.partition(":")[0].lower() for one in ids})
 
 
 # ---- importing
@@ -454,12 +459,3 @@ class Datasets:
 
 def _empty() -> Table:
     return Table(columns.pack(pa.table({columns.DATASET: pa.array([], pa.string())})))
-
-
-def checked_observatory(name: str) -> str:
-    """Return an observatory in lower case; UsageError if it is none of ours."""
-    from caldp.crdserver.settings import OBSERVATORIES
-
-    if name.lower() not in OBSERVATORIES:
-        raise UsageError(f"{name!r} is no observatory here", remedy=f"write {' or '.join(OBSERVATORIES)}")
-    return name.lower()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import logging
 import re
 import shutil
@@ -19,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from caldp import crds_rules
+from caldp import crds_cache, crds_rules
+from caldp.crds_layout import mapping_key, reference_key
 from caldp.crdserver import contexts, uploads
 from caldp.crdserver.journal import now
-from caldp.crdserver.mappings import mapping_key, reference_key
 from caldp.crdserver.site import Site
 from caldp.crdserver.state import AVAILABLE, State
 from caldp.crdserver.submissions import Submission, result_key, rows_key
@@ -191,6 +190,8 @@ class Delivery:
                 # Whoever has written it by hand need not have counted.
                 self._try("not a mapping", path, partial(checksum.update_checksum, path))
                 self._try("not a mapping", path, partial(_must_be_its_name, Path(path), self.site.observatory))
+                if self.submission.kind == "mappings" and path.endswith(".rmap"):
+                    self._try("what it is cannot be told", path, partial(self._check_instrument, path))
         else:
             self._must(self.submission.kind != "mappings", "only mappings are submitted so")
             for path in paths:
@@ -251,7 +252,7 @@ class Delivery:
         target = Path(config.locate_file(name, self.site.observatory))
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.site.store.download([Copy(reference_key(self.site.observatory, name), target)])
+            self.site.store.download([Copy(reference_key(name, self.site.observatory), target)])
 
     # ---- names
 
@@ -324,9 +325,6 @@ class Delivery:
             raise BadFilesError(f"{other[0]} is no rmap", remedy="submit rmaps: contexts are made of them")
         observatory = self.site.observatory
         kinds = {n: utils.get_file_properties(observatory, str(self.files / n)) for n in sorted(self.submission.files)}
-        for name, (instrument, _) in kinds.items():
-            if self.submission.instrument and instrument.lower() != self.submission.instrument:
-                raise BadFilesError(f"{name} is of {instrument}", remedy=f"{self.submission.instrument} is locked")
         renamed: dict[str, str] = {}
 
         def reserved(state: State) -> dict[str, Any]:
@@ -455,7 +453,7 @@ class Delivery:
         form = self.submission.form
         row: dict[str, Any] = {
             "size": path.stat().st_size,
-            "sha1": _sha1(path),
+            "sha1": crds_cache.sha1(path),
             "type": kind,
             "instrument": instrument.lower(),
             "filekind": filekind.lower(),
@@ -479,10 +477,10 @@ class Delivery:
     def _send(self) -> None:
         """Bring all to the store, where nobody looks for it yet."""
         references = [
-            Copy(reference_key(self.site.observatory, name), self.files / "renamed" / name)
+            Copy(reference_key(name, self.site.observatory), self.files / "renamed" / name)
             for name in self.result.references
         ]
-        mappings = [Copy(mapping_key(self.site.observatory, name), self.rules / name) for name in self.result.mappings]
+        mappings = [Copy(mapping_key(name, self.site.observatory), self.rules / name) for name in self.result.mappings]
         for some in (references, mappings):
             sent = self.site.store.upload(some, create=True)
             if absent := [copy.key for copy in some if copy.key not in sent]:
@@ -605,11 +603,6 @@ def _provenance(path: Path) -> dict[str, str]:
     return {name: text[:4000] for name, text in found.items() if text and text != "UNDEFINED"}
 
 
-def _sha1(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha1").hexdigest()
-
-
 class _Handler(logging.Handler):
     """Passes on what crds says."""
 
@@ -618,12 +611,9 @@ class _Handler(logging.Handler):
         self._heard_by = heard
 
     def emit(self, record: logging.LogRecord) -> None:
-        kind = (
-            "error" if record.levelno >= logging.ERROR else "warning" if record.levelno >= logging.WARNING else "info"
-        )
-        if record.levelno < logging.INFO:
-            return
-        self._heard_by(kind, record.getMessage())
+        if record.levelno >= logging.INFO:
+            kind = {logging.INFO: "info", logging.WARNING: "warning"}.get(record.levelno, "error")
+            self._heard_by(kind, record.getMessage())
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import re
 import tempfile
 from collections.abc import Mapping
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from caldp import crds_cache, crds_rules
+from caldp.crds_layout import mapping_key, reference_key
 from caldp.crdserver import contexts
 from caldp.crdserver.journal import now
-from caldp.crdserver.mappings import mapping_key, reference_key
 from caldp.crdserver.site import Site
 from caldp.crdserver.state import State
 from caldp.errors import BusyError, ReferencesError, UsageError
@@ -23,6 +22,9 @@ from caldp.store import Copy, Progress, quietly
 #: Names of HST: a time, a letter for the instrument, and an ending for the type, which may stand for several.
 _OLD = re.compile(r"[a-z0-9]{8}([a-z])_([a-z0-9]+)\.\w+")
 _LETTERS = {"j": "acs", "i": "wfc3", "o": "stis", "l": "cos", "u": "wfpc2", "n": "nicmos", "m": "synphot"}
+
+#: What a mapping says of itself, and what it names.
+_Parsed = tuple[dict[str, Any], list[tuple[str, str]]]
 
 _MAPPING = re.compile(r".*\.[pir]map")
 
@@ -91,47 +93,17 @@ def fill(site: Site, cache: Path, who: str, catalogue: Path | None = None, progr
     """
     obs = site.observatory
     known = _known(catalogue or cache / "config" / obs / "server_config")
-    metadata = crds_cache.metadata(known)
     state = site.state
     mappings = {path.name: path for path in _files(cache / "mappings" / obs) if _MAPPING.fullmatch(path.name)}
     top = cache / "references" / obs
     references = {path.name: path for place in (top, *_folders(top)) for path in _files(place)}
     if not mappings:
         raise UsageError(f"there are no mappings in {cache / 'mappings' / obs}", remedy="give --from <CRDS cache>")
-    rows: dict[str, dict[str, Any]] = {}
     parsed = {name: _parsed(path) for name, path in mappings.items()}
-    for name, path in mappings.items():
-        header = parsed[name][0]
-        rows[name] = _measured(path, metadata) | {
-            "type": "mapping",
-            "instrument": str(header.get("instrument", "")).lower(),
-            "filekind": str(header.get("filekind", "")).lower(),
-            "derived_from": str(header.get("derived_from", "")),
-        }
-    kinds = {
-        reference: (rows[name]["instrument"], rows[name]["filekind"])
-        for name in sorted(mappings)
-        if name.endswith(".rmap")
-        for _, reference in parsed[name][1]
-    }
-    endings = _endings(obs, kinds)
-    for name in {*metadata, *kinds, *references} - rows.keys():
-        instrument, filekind = kinds.get(name) or _guessed(obs, name, endings)
-        of = "mapping" if _MAPPING.fullmatch(name) else "reference"
-        if name in references:
-            row = _measured(references[name], metadata)
-        else:
-            one = metadata.get(name, {"size": "0", "sha1sum": "none"})
-            row = {"size": int(one["size"] or 0), "sha1": one["sha1sum"], "absent": True}
-        rows[name] = row | {"type": of, "instrument": instrument, "filekind": filekind}
-    bad = set(known.get("bad_files_list", ()))
-    for name, row in rows.items():
-        row["state"] = "operational"
-        if name in bad:
-            row["bad"] = "marked so where it comes from"
+    rows = _rows(obs, known, mappings, references, parsed)
     _compare(site, state, rows)
-    _send(site, {mapping_key(obs, n): p for n, p in mappings.items()}, progress)
-    _send(site, {reference_key(obs, n): p for n, p in references.items()}, progress)
+    _send(site, {mapping_key(n, obs): p for n, p in mappings.items()}, progress)
+    _send(site, {reference_key(n, obs): p for n, p in references.items()}, progress)
     whole = [n for n in sorted(mappings) if n.endswith(".pmap") and _whole(n, parsed)]
     latest = str(known.get("operational_context") or known.get("latest_context") or "")
     edit = str(known.get("edit_context") or latest)
@@ -178,7 +150,7 @@ def mirror(source: Site, target: Site, who: str) -> Filled:
     target_has = {entry.key for folder in ("mappings", "references") for entry in target.store.walk(f"{folder}/{obs}")}
     with tempfile.TemporaryDirectory() as folder:
         for name, row in here:
-            key = (mapping_key if row["type"] == "mapping" else reference_key)(obs, name)
+            key = (mapping_key if row["type"] == "mapping" else reference_key)(name, obs)
             if key in target_has:
                 continue
             path = Path(folder) / name
@@ -219,6 +191,48 @@ def _filled(site: Site, whole: list[str]) -> Filled:
     )
 
 
+def _rows(
+    observatory: str,
+    known: dict[str, Any],
+    mappings: Mapping[str, Path],
+    references: Mapping[str, Path],
+    parsed: Mapping[str, _Parsed],
+) -> dict[str, dict[str, Any]]:
+    """Return the rows of all files that a cache has or knows of."""
+    metadata = crds_cache.metadata(known)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, path in mappings.items():
+        header = parsed[name][0]
+        rows[name] = _measured(path, metadata) | {
+            "type": "mapping",
+            "instrument": str(header.get("instrument", "")).lower(),
+            "filekind": str(header.get("filekind", "")).lower(),
+            "derived_from": str(header.get("derived_from", "")),
+        }
+    kinds = {
+        reference: (rows[name]["instrument"], rows[name]["filekind"])
+        for name in sorted(mappings)
+        if name.endswith(".rmap")
+        for _, reference in parsed[name][1]
+    }
+    endings = _endings(observatory, kinds)
+    for name in {*metadata, *kinds, *references} - rows.keys():
+        instrument, filekind = kinds.get(name) or _guessed(observatory, name, endings)
+        of = "mapping" if _MAPPING.fullmatch(name) else "reference"
+        if name in references:
+            row = _measured(references[name], metadata)
+        else:
+            one = metadata.get(name, {"size": "0", "sha1sum": "none"})
+            row = {"size": int(one["size"] or 0), "sha1": one["sha1sum"], "absent": True}
+        rows[name] = row | {"type": of, "instrument": instrument, "filekind": filekind}
+    bad = set(known.get("bad_files_list", ()))
+    for name, row in rows.items():
+        row["state"] = "operational"
+        if name in bad:
+            row["bad"] = "marked so where it comes from"
+    return rows
+
+
 def _known(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
@@ -239,7 +253,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _parsed(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _parsed(path: Path) -> _Parsed:
     try:
         return crds_rules.parse(path.read_bytes())
     except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
@@ -250,9 +264,7 @@ def _parsed(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
 
 
 def _measured(path: Path, metadata: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        sha1 = hashlib.file_digest(stream, "sha1").hexdigest()
-    size = path.stat().st_size
+    size, sha1 = path.stat().st_size, crds_cache.sha1(path)
     expected = metadata.get(path.name)
     if expected and not crds_cache.agrees(expected, size, sha1):
         raise ReferencesError(
@@ -304,7 +316,7 @@ def _send(site: Site, files: Mapping[str, Path], progress: Progress) -> None:
     site.store.upload([Copy(key, path) for key, path in files.items() if key not in there], progress, create=True)
 
 
-def _whole(name: str, parsed: Mapping[str, tuple[dict[str, Any], list[tuple[str, str]]]]) -> bool:
+def _whole(name: str, parsed: Mapping[str, _Parsed]) -> bool:
     """Whether a mapping and all that it names are there."""
     if name not in parsed:
         return False

@@ -179,6 +179,9 @@ class Runner(Protocol):
     def start(self, observatory: str, name: str) -> None:
         """Have somebody work on a job, soon."""
 
+    def close(self) -> None:
+        """Stop the workers; what they work on is taken up when there is a runner again."""
+
 
 class LocalRunner:
     """Workers that are processes of this machine, a few at a time.
@@ -276,7 +279,7 @@ class LambdaRunner:
         """Nothing is to be stopped."""
 
 
-def runner(settings: Settings, environ: Mapping[str, str], log: Logger) -> LocalRunner | LambdaRunner:
+def runner(settings: Settings, environ: Mapping[str, str], log: Logger) -> Runner:
     """Return who starts workers, as the settings say."""
     if settings.jobs == "local":
         return LocalRunner(settings, environ, log)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from caldp import crds_rules
+from caldp.crds_layout import mapping_key
 from caldp.errors import ReferencesError
 from caldp.store import Copy, NoObjectError, Store
 
@@ -19,16 +20,6 @@ NAME = re.compile(r"[a-z]+(_[a-z0-9]+)*(_\d+)?\.[pir]map")
 
 #: Mappings of which it is remembered what they select.
 _REMEMBERED = 5000
-
-
-def mapping_key(observatory: str, name: str) -> str:
-    """Where a mapping is in a store."""
-    return f"mappings/{observatory}/{name}"
-
-
-def reference_key(observatory: str, name: str) -> str:
-    """Where a reference is in a store."""
-    return f"references/{observatory}/{name}"
 
 
 class Mappings:
@@ -133,7 +124,7 @@ class Mappings:
         self.folder.mkdir(parents=True, exist_ok=True)
         # Others may fetch the same: each writes under a name of its own, and the last one to rename changes nothing.
         partial = {name: self.folder / f".{name}.{os.getpid()}.{threading.get_ident()}" for name in absent}
-        copies = [Copy(mapping_key(self.observatory, name), path) for name, path in partial.items()]
+        copies = [Copy(mapping_key(name, self.observatory), path) for name, path in partial.items()]
         try:
             self.store.download(copies)
             for name, path in partial.items():

@@ -68,7 +68,9 @@ def result(site: Site, old: str | None, new: str | None) -> dict[str, Any] | Non
     if found is None:
         return None
     # As the client prints what is affected: products, which are what is calibrated.
-    ids = sorted({one.partition(":")[0].lower() for one in found["datasets"]})
+    from caldp.crdserver.datasets import products
+
+    ids = products(found["datasets"])
     return {
         "affected_ids": ids,
         "user_affected_ids": ids,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from caldp.crds_layout import mapping_key, reference_key
 from caldp.crdserver.journal import Journal
-from caldp.crdserver.mappings import Mappings, mapping_key, reference_key
+from caldp.crdserver.mappings import Mappings
 from caldp.crdserver.records import Records, open_records
 from caldp.crdserver.settings import Settings
 from caldp.crdserver.state import AVAILABLE, Row, State
@@ -43,7 +43,6 @@ class Site:
         self.cache = settings.work / "cache"
         self.mappings = Mappings(self.store, observatory, self.cache)
         self.stock = Stock(self.cache, observatory, self.mappings.closure)
-        self.loading = threading.Lock()
 
     @property
     def state(self) -> State:
@@ -128,4 +127,4 @@ class Site:
                 f"{name} is known, but its content is not in this store", remedy="caldp crds init brings it there"
             )
         key = mapping_key if row["type"] == "mapping" else reference_key
-        return key(self.observatory, name), row
+        return key(name, self.observatory), row

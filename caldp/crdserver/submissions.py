@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from caldp.crds_layout import mapping_key, reference_key
 from caldp.crdserver import forms
 from caldp.crdserver.site import Site
 from caldp.crdserver.state import OVER, State
 from caldp.crdserver.uploads import Uploads
 from caldp.errors import InputError
-
-#: What may be submitted: references with rules made for them, references alone, mappings, or nothing but a check.
-KINDS = ("batch", "references", "mappings", "certify")
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Submission:
     id : str
         Its name, that nobody guesses.
     kind : str
-        One of ``KINDS``.
+        ``batch``: references, for which rules are made; ``references`` or ``mappings`` alone; ``certify``: a check.
     user, instrument : str
         Whose, and for what.
     context : str
@@ -77,7 +75,7 @@ def start(site: Site, kind: str, user: str, instrument: str, channel: str, form:
     site : Site
         Where.
     kind : str
-        One of ``KINDS``.
+        ``batch``: references, for which rules are made; ``references`` or ``mappings`` alone; ``certify``: a check.
     user, instrument : str
         Who, and what is locked.
     channel : str
@@ -188,11 +186,9 @@ def cancel(site: Site, one: str, who: str, why: str) -> None:
 
 def tidy(site: Site, one: str) -> None:
     """Remove what a submission that is over has left: its files as they were sent, and what it made for nothing."""
-    from caldp.crdserver.mappings import mapping_key, reference_key
-
     state = site.state
     keys = [part["key"] for parts in load(site, one).files.values() for part in parts]
     # What it had reserved stays unused.
     names = [name for name, owner in state.reserved.items() if owner == one and name not in state.files]
-    keys += [key(site.observatory, name) for name in names for key in (mapping_key, reference_key)]
+    keys += [key(name, site.observatory) for name in names for key in (mapping_key, reference_key)]
     site.store.delete(*keys)

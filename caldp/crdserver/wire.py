@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import html
 import inspect
 import json
@@ -20,12 +18,6 @@ LARGEST_CALL = 8_000_000
 _LONGEST_ID = 200
 
 Method = Callable[..., Any]
-
-
-def encoded(value: Any) -> dict[str, str]:  # noqa: ANN401 - whatever fits JSON
-    """Return a value as the client unpacks it by itself: compressed, in base 64."""
-    packed = gzip.compress(json.dumps(value, separators=(",", ":")).encode(), mtime=0)
-    return {"crds_encoded": "1.0", "crds_payload": base64.b64encode(packed).decode("ascii")}
 
 
 def answer(body: bytes, methods: Mapping[str, Method], failed: Callable[[str, Exception], None]) -> dict[str, Any]:

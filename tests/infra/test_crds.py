@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from caldp import crds_layout
+from caldp.crds_layout import mapping_key, reference_key
 from caldp.crdserver import campaigns
-from caldp.crdserver.mappings import mapping_key, reference_key
 from caldp.crdserver.settings import from_environment
 from infra import packaging
 from infra.crds import FUNCTIONS, INLINE
@@ -212,7 +212,7 @@ def test_roles_may_do_what_the_snapshot_says(crds: Template) -> None:
 def test_what_a_server_does_it_may(role: str, crds: Template) -> None:
     job = role == "crds-job"
     for observatory in ("hst", "jwst"):
-        mapping, reference = mapping_key(observatory, "x.rmap"), reference_key(observatory, "x.fits")
+        mapping, reference = mapping_key("x.rmap", observatory), reference_key("x.fits", observatory)
         server = f"server/{observatory}/uploads/0123"
         written = [mapping, server, f"server/{observatory}/snapshots/1.json.gz", f"archive/{observatory}/s.cat"]
         for key in written:

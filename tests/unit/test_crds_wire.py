@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 from crds.client.proxy import crds_decode
 
+from caldp.crds_cache import encoded_metadata
 from caldp.crdserver import forms, wire
 from caldp.crdserver.settings import Settings, from_environment
 from caldp.errors import InputError, UsageError
@@ -80,7 +81,7 @@ def test_what_breaks_is_logged_and_not_told() -> None:
 
 def test_the_client_unpacks_what_is_packed() -> None:
     value = {"a": [1, "ü"]}
-    assert crds_decode(wire.encoded(value)) == value
+    assert crds_decode(encoded_metadata(value)) == value
 
 
 # ---- forms
