@@ -20,6 +20,7 @@ from caldp.store import ConflictError, absolute_uri, parse_uri
 if TYPE_CHECKING:
     from caldp.crdserver.settings import Settings
     from caldp.crdserver.site import Site
+    from caldp.crdserver.users import Users
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -88,6 +89,13 @@ def _site(store_uri: str, records: str, observatory: str, **more: Any) -> Site: 
     from caldp.crdserver.site import Site
 
     return Site(settings_of(store_uri, records, **more), observatory)
+
+
+def _users(store_uri: str, records: str) -> Users:
+    from caldp.crdserver.records import open_records
+    from caldp.crdserver.users import Users
+
+    return Users(open_records(settings_of(store_uri, records).records))
 
 
 @contextmanager
@@ -233,10 +241,7 @@ def user_group() -> None:
 def user_add_command(name: str, role: str, store_uri: str, records: str) -> None:
     """Make a user, or give one another role, and print a new token: nobody can read it again."""
     with told("user add", name):
-        from caldp.crdserver.records import open_records
-        from caldp.crdserver.users import Users
-
-        token = Users(open_records(settings_of(store_uri, records).records)).add(name, role)
+        token = _users(store_uri, records).add(name, role)
     click.echo(token)
 
 
@@ -246,10 +251,7 @@ def user_add_command(name: str, role: str, store_uri: str, records: str) -> None
 def user_remove_command(name: str, store_uri: str, records: str) -> None:
     """Take all tokens of a user back, at once."""
     with told("user remove", name):
-        from caldp.crdserver.records import open_records
-        from caldp.crdserver.users import Users
-
-        if not Users(open_records(settings_of(store_uri, records).records)).remove(name):
+        if not _users(store_uri, records).remove(name):
             raise UsageError(f"there is no user {name}", remedy="caldp crds user list")
     click.echo(f"{name} is removed")
 
@@ -259,10 +261,7 @@ def user_remove_command(name: str, store_uri: str, records: str) -> None:
 def user_list_command(store_uri: str, records: str) -> None:
     """List users, roles and how many tokens they have."""
     with told("user list"):
-        from caldp.crdserver.records import open_records
-        from caldp.crdserver.users import Users
-
-        for name, value in Users(open_records(settings_of(store_uri, records).records)).all():
+        for name, value in _users(store_uri, records).all():
             click.echo(f"{name}  {value['role']}  tokens: {len(value['tokens'])}")
 
 

@@ -22,7 +22,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from caldp.crdserver import archive, contexts, forms, submissions, tending, web, wire
+from caldp.crdserver import forms, submissions, tending, web, wire
 from caldp.crdserver.requests import CSRF, SESSION, body_of, form_of, text
 from caldp.crdserver.server import Observatory, Server, log
 from caldp.crdserver.settings import OBSERVATORIES, Settings
@@ -78,26 +78,26 @@ def create(settings: Settings, environ: Mapping[str, str] = os.environ) -> Starl
 
 
 def _routes(server: Server, one: Observatory) -> list[Route]:
-    stock = Stock(server, one)
+    clients = _Clients(server, one)
     return [
-        Route("/json/{rest:path}", stock.json_rpc, methods=["POST"]),
-        Route("/get/{name}", stock.get, methods=["GET"]),
-        Route("/replies/{name}", stock.reply),
-        Route("/submission_form/redcat_description.yml", stock.form),
-        Route("/lock_status/{user}/", stock.lock_status),
-        Route("/login/", stock.login, methods=["GET", "POST"]),
-        Route("/logout/", stock.logout),
-        Route("/upload/list/", stock.upload_list),
-        Route("/upload/chunked/", stock.upload, methods=["GET", "POST"]),
-        Route("/upload/delete/{name}", stock.upload_delete),
-        Route("/jpoll/open_channel", stock.open_channel),
-        Route("/submission_form/redcat_submit/", stock.submitting("batch"), methods=["GET", "POST"]),
-        Route("/batch_submit_references/", stock.submitting("batch"), methods=["GET", "POST"]),
-        Route("/submit/reference/", stock.submitting("references"), methods=["GET", "POST"]),
-        Route("/submit/mapping/", stock.submitting("mappings"), methods=["GET", "POST"]),
-        Route("/certify/", stock.submitting("certify"), methods=["GET", "POST"]),
-        Route("/display_result/{id}", stock.display_result),
-        Route("/submit_confirm_pipeline/", stock.confirm, methods=["POST"]),
+        Route("/json/{rest:path}", clients.json_rpc, methods=["POST"]),
+        Route("/get/{name}", clients.get, methods=["GET"]),
+        Route("/replies/{name}", clients.reply),
+        Route("/submission_form/redcat_description.yml", clients.form),
+        Route("/lock_status/{user}/", clients.lock_status),
+        Route("/login/", clients.login, methods=["GET", "POST"]),
+        Route("/logout/", clients.logout),
+        Route("/upload/list/", clients.upload_list),
+        Route("/upload/chunked/", clients.upload, methods=["GET", "POST"]),
+        Route("/upload/delete/{name}", clients.upload_delete),
+        Route("/jpoll/open_channel", clients.open_channel),
+        Route("/submission_form/redcat_submit/", clients.submitting("batch"), methods=["GET", "POST"]),
+        Route("/batch_submit_references/", clients.submitting("batch"), methods=["GET", "POST"]),
+        Route("/submit/reference/", clients.submitting("references"), methods=["GET", "POST"]),
+        Route("/submit/mapping/", clients.submitting("mappings"), methods=["GET", "POST"]),
+        Route("/certify/", clients.submitting("certify"), methods=["GET", "POST"]),
+        Route("/display_result/{id}", clients.display_result),
+        Route("/submit_confirm_pipeline/", clients.confirm, methods=["POST"]),
         *web.routes(server, one),
     ]
 
@@ -106,7 +106,7 @@ async def _health(request: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
-class Stock:
+class _Clients:
     """What stock clients ask for; people meet the same addresses in their browser.
 
     Parameters
@@ -250,7 +250,7 @@ class Stock:
         """Take a file, or a part of one."""
         session = await self._must(request)
         if request.method != "POST":
-            return await web.upload_page(request, self._one)
+            return await web.upload_page(request, self._one, session)
         form = await form_of(request, files=True)
         try:
             sent = form.getlist("files")
@@ -294,7 +294,7 @@ class Stock:
         async def submit(request: Request) -> Response:
             session = await self._must(request)
             if request.method != "POST":
-                return await web.submit_page(request, self._one, kind)
+                return await web.submit_page(request, self._one, session, kind)
             form = await form_of(request)
             said = {key: value for key, value in form.items() if isinstance(value, str)}
             instrument = checked_instrument(session, said.get("instrument", ""))
@@ -307,37 +307,20 @@ class Stock:
 
     async def display_result(self, request: Request) -> Response:
         """Show a submission to the person who waits for it."""
-        await self._must(request)
+        session = await self._must(request)
         name = request.path_params["id"]
         known = await run_in_threadpool(self._known, name)
         if known is None:
             raise HTTPException(404, "there is no such submission")
         result = await run_in_threadpool(submissions.result, self._one.site, name)
-        return await web.submission_page(request, self._one, name, known, result)
+        return await web.submission_page(request, self._one, session, name, known, result)
 
     async def confirm(self, request: Request) -> Response:
         """Confirm a submission, or cancel it."""
         session = await self._must(request)
         form = await form_of(request)
-        name, button = text(form, "results_id"), text(form, "button")
-        site = self._one.site
-        known = await run_in_threadpool(self._known, name)
-        if known is None:
-            raise InputError(f"there is no submission {name[:60]!r}", remedy="look at the list of submissions")
-        if known["by"] != session.user.name and not session.user.operator:
-            raise RefusedError(f"submission {name} is of {known['by']}", remedy="ask an operator")
-        if known["by"] == session.user.name and known["instrument"] != session.instrument:
-            raise RefusedError(f"you have not locked {known['instrument']}", remedy="sign in with it")
-        renamed: dict[str, str] = {}
-        if button == "confirm":
-            renamed = await run_in_threadpool(contexts.confirm, site, name, session.user.name)
-            await run_in_threadpool(archive.deliver, site, name)
-        elif button == "cancel":
-            await run_in_threadpool(submissions.cancel, site, name, session.user.name, "cancelled")
-        else:
-            raise InputError(f"{button[:20]!r} is no button", remedy="confirm or cancel")
-        if known["by"] == session.user.name:
-            await run_in_threadpool(self._one.signin.unlock, session.user, known["instrument"])
+        name = text(form, "results_id")
+        renamed = await run_in_threadpool(self._server.conclude, self._one, session, name, text(form, "button"))
         known = await run_in_threadpool(self._known, name)
         assert known is not None  # noqa: S101 - submissions stay
         return await web.confirmed_page(request, self._one, name, known, renamed)

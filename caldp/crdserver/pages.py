@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from caldp.crdserver import catalog, reprocessing, submissions
+from caldp.crdserver import catalog, reprocessing
 from caldp.crdserver.channels import Channels
 from caldp.crdserver.journal import Event
 from caldp.crdserver.site import Site
@@ -278,15 +278,17 @@ def messages(site: Site, channel: str) -> list[dict[str, Any]]:
     return found
 
 
-def review(site: Site, one: str) -> dict[str, Any]:
+def review(state: State, known: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the person who confirms a submission must know beside its result.
 
     Parameters
     ----------
-    site : Site
-        Where.
-    one : str
-        The submission.
+    state : State
+        Of this moment.
+    known : mapping
+        What is known of the submission.
+    result : mapping
+        What its job made of it; empty before it is done.
 
     Returns
     -------
@@ -294,11 +296,9 @@ def review(site: Site, one: str) -> dict[str, Any]:
         ``lines``: {``errors``, ``warnings``, ``others``: list of str}; ``moved``: the context to derive from, if that
         is not the one that this submission was derived from; ``floats``: whether its context is then made anew.
     """
-    state = site.state
-    known = state.submissions[one]
     lines: dict[str, list[str]] = {"errors": [], "warnings": [], "others": []}
     sorts = {"ERROR": "errors", "WARNING": "warnings"}
-    for line in submissions.result(site, one).get("lines", ()):
+    for line in result.get("lines", ()):
         kind, _, text = line.partition(" ")
         lines[sorts.get(kind, "others")].append(text if kind in sorts else line)
     waits = known["state"] not in OVER and known["kind"] != "certify"
@@ -368,7 +368,7 @@ def affected(site: Site, old: str, new: str, which: str = "", kind: str = "") ->
         ``skipped`` as ``affected.Affected`` has them; ``total`` datasets, and ``products`` that would be calibrated.
     """
     from caldp.crdserver.affected import Affected
-    from caldp.crdserver.campaigns import products
+    from caldp.crdserver.datasets import products
 
     kept = reprocessing.kept(site, old, new)
     if kept is None:

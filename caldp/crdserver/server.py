@@ -8,14 +8,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from caldp.crdserver import campaigns, contexts, forms, submissions
+from caldp.crdserver import archive, campaigns, contexts, forms, submissions
 from caldp.crdserver.channels import Channels
-from caldp.crdserver.jobs import Jobs, LambdaRunner, LocalRunner, runner
+from caldp.crdserver.jobs import Jobs, runner
 from caldp.crdserver.methods import Methods
 from caldp.crdserver.records import open_records
 from caldp.crdserver.settings import OBSERVATORIES, Settings
-from caldp.crdserver.signin import Session, SignIn
+from caldp.crdserver.signin import RefusedError, Session, SignIn
 from caldp.crdserver.site import Site
+from caldp.errors import InputError
 from caldp.store import open_store
 
 
@@ -79,7 +80,7 @@ class Server:
             self.observatories[name] = Observatory(
                 site, SignIn(site), Jobs(site), Channels(records, name), Methods(site), forms.instruments(name)
             )
-        self._runner: LocalRunner | LambdaRunner = runner(settings, environ, lambda line: log(logging.INFO, line))
+        self._runner = runner(settings, environ, lambda line: log(logging.INFO, line))
 
     def resume(self) -> None:
         """Take up the jobs that nobody works on, and end what is over."""
@@ -97,6 +98,52 @@ class Server:
         one.jobs.add(f"submission-{name}", "submission", {"submission": name})
         self._runner.start(one.name, f"submission-{name}")
         return name
+
+    def conclude(self, one: Observatory, session: Session, name: str, button: str) -> dict[str, str]:
+        """Confirm a submission, or cancel it, and let go of its lock.
+
+        Parameters
+        ----------
+        one : Observatory
+            Whose submission.
+        session : Session
+            Who decides: its user, who still has the lock, or an operator.
+        name : str
+            The submission.
+        button : str
+            ``confirm`` or ``cancel``.
+
+        Returns
+        -------
+        dict
+            {uploaded or old name: new name}; empty if it was cancelled.
+
+        Raises
+        ------
+        InputError
+            If there is no such submission, or it does not wait for this.
+        RefusedError
+            If it is somebody else's.
+        """
+        known = one.site.state.submissions.get(name)
+        if known is None:
+            raise InputError(f"there is no submission {name[:60]!r}", remedy="look at the list of submissions")
+        own = known["by"] == session.user.name
+        if not own and not session.user.operator:
+            raise RefusedError(f"submission {name} is of {known['by']}", remedy="ask an operator")
+        if own and known["instrument"] != session.instrument:
+            raise RefusedError(f"you have not locked {known['instrument']}", remedy="sign in with it")
+        renamed: dict[str, str] = {}
+        if button == "confirm":
+            renamed = contexts.confirm(one.site, name, session.user.name)
+            archive.deliver(one.site, name)
+        elif button == "cancel":
+            submissions.cancel(one.site, name, session.user.name, "cancelled")
+        else:
+            raise InputError(f"{button[:20]!r} is no button", remedy="confirm or cancel")
+        if own:
+            one.signin.unlock(session.user, known["instrument"])
+        return renamed
 
     def set_context(self, one: Observatory, session: Session, context: str, why: str, *, edit: bool) -> dict[str, str]:
         """Set a context, and have found what that affects; return the old one and the new one."""

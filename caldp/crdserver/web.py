@@ -424,10 +424,8 @@ class _Pages:
             given = {"context": context, "which": which, "old": old, "new": "", "found": None}
             return {**given, "error": str(error)}
         known = pages.affected(self._site, old, new) if found else None
-        steps, row = comparisons.steps_between(state, old, new), state.files.get(new, {})
-        # As contexts has it: a single step may have the reason of its delivery.
-        reason = row.get("description", "") if row.get("derived_from") == old else ""
-        more = {"found": found, "known": known, "steps": steps, "reason": reason}
+        steps = comparisons.steps_between(state, old, new)
+        more = {"found": found, "known": known, "steps": steps, "reason": contexts.reason_of(state, old, new)}
         return {"context": new, "which": which, "old": old, "new": new, **more}
 
     async def mark(self, request: Request) -> Response:
@@ -466,28 +464,30 @@ class _Pages:
 # ---- pages of stock clients, as people see them
 
 
-async def submit_page(request: Request, one: Observatory, kind: str) -> Response:
+async def submit_page(request: Request, one: Observatory, session: Session, kind: str) -> Response:
     """Show the form of a submission, and the files that are to be submitted."""
     fields = [field for field in forms.fields(one.name) if field["key"] != "instrument"] if kind == "batch" else []
-    session = must_be(await _session(request, one))
     files = await run_in_threadpool(Uploads(one.site, session.user.name).files)
     state = one.site.state
     return await page(request, one, "submit.html.j2", kind=kind, fields=fields, files=files, state=state)
 
 
-async def upload_page(request: Request, one: Observatory) -> Response:
+async def upload_page(request: Request, one: Observatory, session: Session) -> Response:
     """Show the files that were sent, and take more."""
-    session = must_be(await _session(request, one))
     files = await run_in_threadpool(Uploads(one.site, session.user.name).files)
     return await page(request, one, "upload.html.j2", files=files, most=one.site.settings.largest_upload)
 
 
 async def submission_page(
-    request: Request, one: Observatory, name: str, known: Mapping[str, Any], result: Mapping[str, Any]
+    request: Request,
+    one: Observatory,
+    session: Session,
+    name: str,
+    known: Mapping[str, Any],
+    result: Mapping[str, Any],
 ) -> Response:
     """Show a submission to the person who waits for it, and to others."""
-    session = must_be(await _session(request, one))
-    found = await run_in_threadpool(pages.review, one.site, name)
+    found = await run_in_threadpool(pages.review, one.site.state, known, result)
     may = known["by"] == session.user.name or session.user.operator
     said = await run_in_threadpool(pages.messages, one.site, known.get("channel", "")) if may else []
     locked = known["by"] != session.user.name or session.instrument == known["instrument"]

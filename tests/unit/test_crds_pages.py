@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from caldp.crdserver import comparisons, contexts, datasets, lookups, pages, reprocessing, tables
+from caldp.crdserver import comparisons, contexts, datasets, lookups, pages, reprocessing, submissions, tables
 from caldp.crdserver.affected import Affected
 from caldp.crdserver.site import Site
 from caldp.crdserver.state import State
@@ -60,6 +60,12 @@ def test_rows_are_cut_into_pages(total: int, number: int, expected: tuple[Any, .
     page = tables.paged(range(total), number, 3)
     assert (list(page.rows), page.number, page.pages, page.first, page.last) == expected
     assert page.total == total
+
+
+def reviewed(site: Site, one: str) -> dict[str, Any]:
+    """What the page of a submission knows beside its result."""
+    state = site.state
+    return pages.review(state, state.submissions[one], submissions.result(site, one))
 
 
 def test_lines_of_a_difference_have_their_sort() -> None:
@@ -334,9 +340,9 @@ def test_deliveries_that_the_archive_does_not_take_are_late(
 
 def test_a_review_tells_when_the_context_has_moved_on(site: Site) -> None:
     one = submitted(site, "new_dead.fits", b"SIMPLE  =  1")
-    assert pages.review(site, one)["moved"] == ""
+    assert reviewed(site, one)["moved"] == ""
     contexts.set_context(site, BEFORE, "olga", "back", edit=True)
-    found = pages.review(site, one)
+    found = reviewed(site, one)
     assert (found["moved"], found["floats"]) == (BEFORE, True)
 
 
